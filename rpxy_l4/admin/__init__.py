@@ -1,0 +1,1 @@
+"""The admin process: metrics, health endpoints and name resolution."""

@@ -1,0 +1,1 @@
+"""A self-contained demonstration: the real proxy between small targets and clients."""

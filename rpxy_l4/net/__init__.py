@@ -1,0 +1,1 @@
+"""The one place that creates sockets and descriptors and sets their options."""

@@ -1,0 +1,131 @@
+"""A configuration as the workers use it: compiled, immutable, free of file syntax.
+
+A snapshot is made by ``config.compile``, carried to each worker through the control channel, and swapped in whole.
+Sessions keep the snapshot, route and targets they began with.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+
+from rpxy_l4.verdict import Protocol, Transport
+
+DEFAULT_ROUTE = "default"
+"""Name of the route made from ``tcp_target`` or ``udp_target``, in metrics and logs."""
+
+
+class LoadBalance(enum.StrEnum):
+    """How a route picks among its targets."""
+
+    SOURCE_IP = "source_ip"
+    SOURCE_SOCKET = "source_socket"
+    RANDOM = "random"
+    NONE = "none"
+
+
+class ProxyVersion(enum.StrEnum):
+    """Version of the PROXY protocol header sent to a target."""
+
+    V1 = "v1"
+    V2 = "v2"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bind:
+    """One address to listen on. Hashable and stable: the identity of listening sockets over reloads."""
+
+    transport: Transport
+    host: str
+    """An IP literal in its canonical text, without brackets."""
+    port: int
+
+    def __str__(self) -> str:
+        """``tcp 127.0.0.1:8448`` or ``udp [::1]:8448``."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.transport} {host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Whom a route connects to. Names are resolved elsewhere; see ``Addresses`` in the workers."""
+
+    text: str
+    """As written in the configuration; the metric label and the log field."""
+    host: str
+    """An IP literal in canonical text without brackets, or a host name in lower case."""
+    port: int
+    is_name: bool
+    series: int = 0
+    """Index of this (listener, transport, route, target) in the counters' target table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A rule that recognised traffic can take. ``protocol`` None is the listener's default."""
+
+    name: str
+    transport: Transport
+    protocol: Protocol | None
+    targets: tuple[Target, ...]
+    load_balance: LoadBalance = LoadBalance.NONE
+    server_names: frozenset[str] = frozenset()
+    """Lower case. Empty: no filter."""
+    alpn: frozenset[bytes] = frozenset()
+    """Lower case. Empty: no filter."""
+    idle_lifetime: float = 30.0
+    """UDP: seconds without a datagram in either direction before a flow is forgotten."""
+    proxy_version: ProxyVersion | None = None
+    """TCP: the PROXY header to send first; None sends none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """The TCP or the UDP half of a listener."""
+
+    transport: Transport
+    routes: tuple[Route, ...]
+    """The ``[protocols.*]`` entries, in the order of the file."""
+    default: Route | None
+    series: int
+    """Index of (listener, transport) in the counters' listener table."""
+    max_sessions: int
+
+    @property
+    def wanted(self) -> frozenset[Protocol]:
+        """The protocols to probe for. Empty: nothing is to be detected, do not wait for a byte."""
+        return frozenset(route.protocol for route in self.routes if route.protocol is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """One configuration in force."""
+
+    generation: int
+    sha256: str
+    """Hex digest of the file's content."""
+    listener: str
+    """Metric label and log field, ``:8448``."""
+    binds: tuple[Bind, ...]
+    tcp: Side | None
+    udp: Side | None
+    tcp_backlog: int = 1024
+    tcp_detect_timeout: float = 3.0
+    tcp_connect_timeout: float = 5.0
+    drain_timeout: float = 30.0
+    recv_proxy_protocol: bool = False
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    workers: int = 1
+    watch: bool = True
+    admin: Bind | None = None
+    """The admin process's HTTP address; None turns it off."""
+    dns_min_ttl: float = 30.0
+    dns_max_ttl: float = 3600.0
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every target host that must be resolved."""
+        sides = [side for side in (self.tcp, self.udp) if side is not None]
+        routes = [route for side in sides for route in (*side.routes, side.default) if route is not None]
+        return frozenset(target.host for route in routes for target in route.targets if target.is_name)

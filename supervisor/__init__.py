@@ -1,0 +1,1 @@
+"""The supervisor: owns configuration, listening sockets and children. Touches no client bytes."""

@@ -1,0 +1,1 @@
+"""A worker: one event loop, the listening sockets of one slot, and every session they bring."""
