@@ -1,0 +1,1 @@
+"""The engines: many probes, one verdict about a client."""
