@@ -87,9 +87,9 @@ class Detected(enum.StrEnum):
     QUIC = "quic"
     WIREGUARD = "wireguard"
     UNKNOWN = "unknown"
-    """None of the protocols that the listener's routes ask for."""
+    """None of the protocols that the listener's routes ask for, or none that the first bytes could prove."""
     TIMEOUT = "timeout"
-    """Undecided when the time or the buffer for it was used up."""
+    """Undecided when the time for it was used up."""
     SKIPPED = "skipped"
     """Nothing was to be detected: the listener has only a default route."""
 

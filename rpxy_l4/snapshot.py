@@ -75,7 +75,7 @@ class Route:
     alpn: frozenset[bytes] = frozenset()
     """Lower case. Empty: no filter."""
     idle_lifetime: float = 30.0
-    """UDP: seconds without a datagram in either direction before a flow is forgotten."""
+    """UDP: seconds without a datagram in either direction before a flow is forgotten; ``math.inf``: never."""
     proxy_version: ProxyVersion | None = None
     """TCP: the PROXY header to send first; None sends none."""
 

@@ -1,0 +1,167 @@
+"""Where log lines go: the event log through the standard ``logging``, the access log as raw lines.
+
+Without a directory, events go to stderr and access lines to stdout. With one, to ``rpxy-l4.log`` and ``access.log`` in
+it, opened for appending by each process and opened again on :func:`reopen`, so that a rotated file is let go.
+
+A reader that does not read (a stopped pager, a full pipe) never stops the proxy: lines that find no room are dropped
+and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import time
+from pathlib import Path
+from typing import Final
+
+from rpxy_l4.limits import RateLimit
+
+# pipe(7): a write of at most PIPE_BUF bytes is atomic, and POLLOUT promises room for it.
+_ATOMIC: Final = select.PIPE_BUF
+_FILE_MODE: Final = 0o640
+
+EVENT_FILE: Final = "rpxy-l4.log"
+ACCESS_FILE: Final = "access.log"
+
+EVENTS: Final = logging.getLogger("rpxy_l4")
+
+
+class Sink:
+    """One destination of whole lines."""
+
+    def __init__(self, descriptor: int, path: Path | None) -> None:
+        """Write to ``path`` where one is given, else to an inherited descriptor, which is never closed.
+
+        Raises OSError when the file cannot be opened.
+        """
+        self._descriptor = descriptor
+        self._path = path
+        self.dropped = 0
+        """Lines that found no room, since the process started."""
+        if path is not None:
+            self._descriptor = _open(path)
+        self._poll = select.poll()
+        self._poll.register(self._descriptor, select.POLLOUT)
+
+    def reopen(self) -> None:
+        """Open the file by name again. When that fails, keep the old one and raise OSError."""
+        if self._path is None:
+            return
+        fresh = _open(self._path)
+        # The number stays the same, so nothing that holds it needs to know.
+        os.dup2(fresh, self._descriptor, inheritable=False)
+        os.close(fresh)
+
+    def write(self, lines: bytes) -> None:
+        """Write whole lines; what finds no room is dropped and counted. Never blocks on a pipe, never raises."""
+        if self._path is not None:
+            self._write(lines)
+            return
+        start = 0
+        while start < len(lines):
+            end = len(lines)
+            if end - start > _ATOMIC:
+                end = lines.rfind(b"\n", start, start + _ATOMIC) + 1 or lines.find(b"\n", start) + 1 or len(lines)
+            if not self._write(lines[start:end]):
+                self.dropped += lines.count(b"\n", end)
+                return
+            start = end
+
+    def _write(self, lines: bytes) -> bool:
+        try:
+            if not self._poll.poll(0):
+                self.dropped += lines.count(b"\n")
+                return False
+            os.write(self._descriptor, lines)
+        except OSError:  # the disk is full, or the reader is gone: there is nobody left to tell
+            self.dropped += lines.count(b"\n")
+            return False
+        return True
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
+
+
+class _EventHandler(logging.Handler):
+    """Formats events and keeps one kind of event from flooding the log."""
+
+    def __init__(self, sink: Sink, role: str) -> None:
+        super().__init__()
+        self.sink = sink
+        self.role = role
+        # Of each message template, 10 lines in 10 seconds: a fault that repeats stays visible and cheap.
+        self._limit = RateLimit(burst=10, window=10.0)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            repeated = self._limit.allow((record.name, record.levelno, record.msg), time.monotonic())
+            if repeated is None:
+                return
+            text = record.getMessage()
+            if record.exc_info:
+                text += "\n" + logging.Formatter().formatException(record.exc_info)
+            if repeated:
+                text += f" ({repeated} more like this were left out)"
+        except Exception:  # noqa: BLE001  a fault in a log call must not end a session
+            text = f"unprintable event from {record.pathname}:{record.lineno}"
+        stamp = timestamp(record.created)
+        head = f"{stamp} {record.levelname.lower()} {self.role}: "
+        self.sink.write((head + text.rstrip("\n").replace("\n", "\n  ") + "\n").encode("utf-8", "backslashreplace"))
+
+
+def timestamp(unix_time: float) -> str:
+    """Return RFC 3339 in UTC with milliseconds."""
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(unix_time))
+    return f"{seconds}.{int(unix_time * 1000) % 1000:03d}Z"
+
+
+class Logs:
+    """The two logs of one process."""
+
+    def __init__(self, role: str, log_dir: Path | None) -> None:
+        """Create the directory where needed. Raises OSError when a file cannot be opened."""
+        if log_dir is not None:
+            log_dir.mkdir(parents=True, exist_ok=True)
+        self.access = Sink(1, None if log_dir is None else log_dir / ACCESS_FILE)
+        self.events = Sink(2, None if log_dir is None else log_dir / EVENT_FILE)
+        self.handler = _EventHandler(self.events, role)
+
+    def reopen(self) -> None:
+        """Open both files again by name; what cannot be opened stays as it was, and the event log says so."""
+        for sink in (self.events, self.access):
+            try:
+                sink.reopen()
+            except OSError as error:
+                EVENTS.error("cannot open a log file again, the old one stays in use: %s", error)
+
+
+_current: list[Logs] = []
+"""The logs of this process: none before ``setup``, then one."""
+
+
+def setup(role: str, log_dir: Path | None) -> Logs:
+    """Make this process's logs and route the ``rpxy_l4`` loggers to them.
+
+    ``role`` names the process in each line (``supervisor``, ``worker 0``, ``admin``). A forked child calls this again,
+    before its own ``run``, after it closed what it inherited. Raises OSError when a file cannot be opened.
+    """
+    logs = Logs(role, log_dir)
+    EVENTS.handlers[:] = [logs.handler]
+    EVENTS.setLevel(logging.INFO)
+    EVENTS.propagate = False
+    _current[:] = [logs]
+    return logs
+
+
+def current() -> Logs:
+    """Return the logs of this process. Only after :func:`setup`."""
+    return _current[0]
+
+
+def reopen() -> None:
+    """Open this process's log files again by name. Does nothing before :func:`setup`."""
+    for logs in _current:
+        logs.reopen()

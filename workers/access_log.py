@@ -1,0 +1,86 @@
+"""The access log: one line for each ended session, and a limited number for refused ones.
+
+A line is ``key=value`` pairs in a fixed order; a key without a value is left out. Values that come from the network are
+escaped, so a line is always one line, whatever a client sends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from rpxy_l4.endings import Detected
+from rpxy_l4.limits import RateLimit
+from rpxy_l4.logs import Sink, timestamp
+from rpxy_l4.snapshot import Route
+from rpxy_l4.verdict import Match, Transport
+
+FLUSH_BYTES: Final = 65_536
+_PLAIN: Final = frozenset(range(0x21, 0x7F)) - set(b'"\\,=')
+
+
+def endpoint(host: str, port: int) -> str:
+    """Return ``1.2.3.4:5`` or ``[::1]:5``."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def alpn_text(names: tuple[bytes, ...]) -> str:
+    """Return ALPN names joined by commas, every byte that is not plain in hexadecimal."""
+    return ",".join("".join(chr(b) if b in _PLAIN else f"\\x{b:02x}" for b in name) for name in names)
+
+
+def describe(
+    client: str, listener: str, transport: Transport, detected: Detected, match: Match | None, route: Route | None
+) -> str:
+    """Return the fields that the line of every session begins with."""
+    sni = f" sni={match.server_name}" if match is not None and match.server_name else ""
+    alpn = f" alpn={alpn_text(match.alpn)}" if match is not None and match.alpn else ""
+    taken = f" route={route.name}" if route is not None else ""
+    return f"client={client} listener={listener} transport={transport} detected={detected}{sni}{alpn}{taken}"
+
+
+class AccessLog:
+    """Collects lines and writes them in batches; the worker flushes it soon after the first line and at its end."""
+
+    def __init__(self, sink: Sink, slot: int, on_pending: Callable[[], object]) -> None:
+        """Write to ``sink``, which stays the caller's; ``on_pending`` is called when there is something to flush."""
+        self._sink = sink
+        self._on_pending = on_pending
+        self._tail = f" worker={slot}\n"
+        self._lines: list[str] = []
+        self._size = 0
+        # Scanners and floods are refused by the thousand: of each reason, ten lines a second tell the story.
+        self._refusals = RateLimit(burst=10, window=1.0)
+
+    @property
+    def dropped(self) -> int:
+        """Lines that found no room, since the process started."""
+        return self._sink.dropped
+
+    def session(self, fields: str) -> None:
+        """Add the line of an ended session; ``fields`` are its ``key=value`` pairs."""
+        self._add(f"ts={timestamp(time.time())} event=session {fields}")
+
+    def refused(self, fields: str, kind: str, now: float) -> None:
+        """Add the line of a refused session, unless lines of its kind are too many just now. ``now`` is monotonic."""
+        repeated = self._refusals.allow(kind, now)
+        if repeated is None:
+            return
+        more = f" repeated={repeated}" if repeated else ""
+        self._add(f"ts={timestamp(time.time())} event=refused {fields}{more}")
+
+    def _add(self, line: str) -> None:
+        if not self._lines:
+            self._on_pending()
+        self._lines.append(line + self._tail)
+        self._size += len(line)
+        if self._size >= FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was collected."""
+        if self._lines:
+            self._sink.write("".join(self._lines).encode("utf-8", "backslashreplace"))
+            self._lines.clear()
+            self._size = 0

@@ -1,0 +1,175 @@
+"""What every session of a worker shares."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import logging
+import random
+import resource
+import time
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from rpxy_l4.control import Resolved
+from rpxy_l4.detect.udp import preload
+from rpxy_l4.metrics.layout import (
+    LISTENER_CELLS,
+    MICROSECONDS,
+    TARGET_CELLS,
+    Cell,
+    listener_offset,
+    target_offset,
+)
+from rpxy_l4.metrics.slab import Slab
+from rpxy_l4.net.stream import PipePool
+from rpxy_l4.router import Router
+from rpxy_l4.snapshot import Side, Snapshot, Target
+from rpxy_l4.timers import TimerTable
+from rpxy_l4.workers.access_log import AccessLog
+from rpxy_l4.workers.poller import Owner, Poller
+from rpxy_l4.workers.relay import Conduit
+
+EVENTS: Final = logging.getLogger(__name__)
+
+_IDLE_PIPES: Final = 16
+# For logs, the event loop, listening sockets, idle pipes, and whatever a library opens.
+_RESERVED_DESCRIPTORS: Final = 128
+# Detection and connect deadlines may pass this much later than asked for; fewer wake-ups in exchange.
+_GRANULARITY: Final = 0.05
+
+
+class Timed(Owner, Protocol):
+    """Who has a deadline."""
+
+    def on_deadline(self, now: float) -> None:
+        """Handle that a deadline passed that was set for this owner, perhaps an outdated one."""
+
+
+class Alarm:
+    """Deadlines of sessions: one timer of the event loop for all of them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, poller: Poller) -> None:
+        """Begin with nothing due."""
+        self._loop = loop
+        self._poller = poller
+        self._table: TimerTable[Timed] = TimerTable(_GRANULARITY)
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+
+    def add(self, deadline: float, owner: Timed) -> None:
+        """Call ``owner.on_deadline`` at or shortly after ``deadline``, seconds of CLOCK_MONOTONIC."""
+        self._table.add(deadline, owner)
+        self._arm()
+
+    def _arm(self) -> None:
+        due = self._table.next_deadline()
+        if due is None or (self._timer is not None and self._timer_at <= due):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._poller.begin_batch()
+        for owner in self._table.expire(self._poller.now):
+            try:
+                owner.on_deadline(self._poller.now)
+            except Exception:  # noqa: BLE001  the loop's edge: a fault in one session must not end the others
+                EVENTS.exception("fault at a session's deadline; it was closed")
+                owner.abandon()
+        self._poller.end_batch()
+        self._arm()
+
+
+class Half:
+    """The TCP or UDP side of the configuration in force, ready for use."""
+
+    __slots__ = ("cells", "router", "side", "wanted")
+
+    def __init__(self, side: Side, cells: memoryview) -> None:
+        """Compile what each new session needs."""
+        self.side = side
+        self.router = Router(side)
+        self.wanted = side.wanted
+        self.cells = cells
+        """This listener's block in the worker's row."""
+
+
+class Generation:
+    """A configuration in force; sessions keep the one they began with."""
+
+    __slots__ = ("snapshot", "tcp", "udp")
+
+    def __init__(self, snapshot: Snapshot, context: Context) -> None:
+        """Compile a snapshot."""
+        self.snapshot = snapshot
+        if snapshot.udp is not None:
+            preload(snapshot.udp.wanted)
+        self.tcp = None if snapshot.tcp is None else Half(snapshot.tcp, context.listener_cells(snapshot.tcp.series))
+        self.udp = None if snapshot.udp is None else Half(snapshot.udp, context.listener_cells(snapshot.udp.series))
+
+
+class Context:
+    """The worker's resources."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, slot: int, slots: int, slab: Slab, log: AccessLog) -> None:
+        """Write counters to row ``slot``; rows 0 to ``slots`` - 1 are those of all workers."""
+        self.loop = loop
+        self.slot = slot
+        self.row = slab.row(slot)
+        self.poller = Poller()
+        self.alarm = Alarm(loop, self.poller)
+        self.conduit = Conduit(PipePool(_IDLE_PIPES))
+        self.log = log
+        self.random = random.Random()  # noqa: S311  a choice of targets is no secret
+        self.addresses: Resolved = {}
+        self.demand = 0
+        """Descriptors that the present sessions have or may come to need."""
+        self._supply = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVED_DESCRIPTORS
+        self._rows = [slab.row(i) for i in range(slots)]
+        self._targets: dict[int, memoryview] = {}
+
+    def listener_cells(self, series: int) -> memoryview:
+        """Return a block of the listener table, of this worker's row."""
+        start = listener_offset(series)
+        return self.row[start : start + LISTENER_CELLS]
+
+    def target_cells(self, target: Target) -> memoryview:
+        """Return the target's block, of this worker's row."""
+        cells = self._targets.get(target.series)
+        if cells is None:
+            start = target_offset(target.series)
+            cells = self._targets[target.series] = self.row[start : start + TARGET_CELLS]
+        return cells
+
+    def open_sessions(self, opened: Cell, closed: Cell) -> int:
+        """Return how many are open over all workers; another worker's last microseconds may be missing."""
+        return sum(row[opened] - row[closed] for row in self._rows)
+
+    @property
+    def has_descriptors(self) -> bool:
+        """Whether another session would get the descriptors it may come to need."""
+        return self.demand + 2 * self.conduit.pipes.lent < self._supply
+
+    def resolve(self, target: Target) -> Sequence[str]:
+        """Return the IP literals of a target; empty while its name has none."""
+        return self.addresses.get(target.host, ()) if target.is_name else (target.host,)
+
+    def again(self, owner: Owner) -> None:
+        """Give ``owner`` another turn after the others had theirs."""
+        if self.poller.again(owner):
+            self.loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        self.poller.resume()
+        if self.poller.has_again:
+            self.loop.call_soon(self._resume)
+
+
+def observe(cells: memoryview, offset: int, bounds: Sequence[float], seconds: float) -> None:
+    """Add one observation to the histogram at ``offset``."""
+    cells[offset + bisect.bisect_left(bounds, seconds)] += 1
+    cells[offset + len(bounds) + 1] += max(0, int(seconds * MICROSECONDS))

@@ -1,0 +1,58 @@
+"""Entry of a worker process: called in the child, right after the fork."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import logging
+import signal
+from typing import Any, Final
+
+import uvloop
+
+from rpxy_l4 import logs
+from rpxy_l4.metrics.slab import Slab
+from rpxy_l4.net.channel import Channel
+from rpxy_l4.workers.worker import Worker
+
+EVENTS: Final = logging.getLogger(__name__)
+
+# Ctrl-C and a hang-up of the terminal reach the whole process group; what they mean is the supervisor's to decide.
+_IGNORED: Final = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGWINCH,
+    signal.SIGPIPE,
+)
+
+
+def run(slot: int, slots: int, channel: Channel, slab: Slab) -> int:
+    """Serve slot ``slot`` (from 0) of ``slots`` until told to stop; return the exit status.
+
+    Owns ``channel``. The logs of this process must have been set up. SIGABRT writes the stack of every thread to
+    stderr before the process dies of it.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    faulthandler.enable()
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.set_exception_handler(_on_loop_exception)
+    worker = Worker(loop, slot, slots, channel, slab, logs.current())
+    worker.start()
+    try:
+        loop.run_forever()
+    finally:
+        worker.finish()
+    return 0
+
+
+def _on_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:  # noqa: ARG001  asyncio's
+    EVENTS.error("fault in the event loop: %s", context.get("message"), exc_info=context.get("exception"))

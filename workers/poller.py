@@ -1,0 +1,132 @@
+"""The worker's private epoll set: every socket that moves bytes.
+
+uvloop watches the set's own descriptor and calls :meth:`Poller.dispatch` when something in it is ready. One callback
+then serves a whole batch, through one dict, instead of one event-loop handle for each socket.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import time
+from collections import deque
+from typing import Final, Protocol
+
+EVENTS: Final = logging.getLogger(__name__)
+
+READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+"""Any of these: reading will say something."""
+ENDED: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+"""Any of these: an end of stream or an error is there to be read, behind what may still be queued."""
+BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
+"""Any of these: nothing can be sent any more."""
+WRITABLE: Final = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
+
+STREAM: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+"""Interest in a stream: registered once, both directions, edge-triggered."""
+LEVEL: Final = select.EPOLLIN
+"""Interest in a listening or datagram socket."""
+
+_BATCH: Final = 512
+
+
+class Owner(Protocol):
+    """Who is told about a socket."""
+
+    def on_event(self, descriptor: int, mask: int) -> None:
+        """Handle readiness."""
+
+    def on_again(self) -> None:
+        """Go on with what was left undone so that others had their turn."""
+
+    def abandon(self) -> None:
+        """Let go of everything after a fault in this program. Must not raise."""
+
+
+class Poller:
+    """Dispatches readiness to owners by descriptor."""
+
+    def __init__(self) -> None:
+        """Make an empty set."""
+        self._epoll = select.epoll()
+        self._owners: dict[int, Owner] = {}
+        self._closing: list[socket.socket] = []
+        self._again: deque[Owner] = deque()
+        self.now = time.monotonic()
+        """When the present batch began, seconds of CLOCK_MONOTONIC."""
+
+    def fileno(self) -> int:
+        """Return the set's own descriptor, readable while anything in the set is ready."""
+        return self._epoll.fileno()
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def add(self, sock: socket.socket, owner: Owner, interest: int) -> None:
+        """Watch a socket. Raises OSError when the kernel has no room for it."""
+        self._epoll.register(sock, interest)
+        self._owners[sock.fileno()] = owner
+
+    def remove(self, sock: socket.socket) -> None:
+        """Stop watching a socket that stays open; harmless when it is not watched."""
+        if self._owners.pop(sock.fileno(), None) is not None:
+            self._epoll.unregister(sock)
+
+    def close(self, sock: socket.socket) -> None:
+        """Forget and close a socket, at the end of the batch.
+
+        Not at once: the number would be given to the next socket, and an event already fetched for this one would
+        reach that one.
+        """
+        if self._owners.pop(sock.fileno(), None) is not None:
+            # Closing alone would not do it where another process holds the same open socket.
+            self._epoll.unregister(sock)
+        self._closing.append(sock)
+
+    def again(self, owner: Owner) -> bool:
+        """Call ``owner.on_again`` in the next batch. Returns whether the caller must make one happen."""
+        self._again.append(owner)
+        return len(self._again) == 1
+
+    def begin_batch(self) -> None:
+        """Take the time for what follows; to be paired with :meth:`end_batch`."""
+        self.now = time.monotonic()
+
+    def end_batch(self) -> None:
+        """Close the sockets that were let go."""
+        for sock in self._closing:
+            sock.close()
+        self._closing.clear()
+
+    def dispatch(self) -> None:
+        """Serve one batch of what is ready."""
+        self.begin_batch()
+        owners = self._owners
+        for descriptor, mask in self._epoll.poll(0, _BATCH):
+            owner = owners.get(descriptor)
+            if owner is None:
+                continue
+            try:
+                owner.on_event(descriptor, mask)
+            except Exception:  # noqa: BLE001  the loop's edge: a fault in one session must not end the others
+                EVENTS.exception("fault while serving a session; it was closed")
+                owner.abandon()
+        self.end_batch()
+
+    def resume(self) -> None:
+        """Serve those who asked for another turn."""
+        self.begin_batch()
+        for _ in range(len(self._again)):
+            owner = self._again.popleft()
+            try:
+                owner.on_again()
+            except Exception:  # noqa: BLE001  as above
+                EVENTS.exception("fault while serving a session; it was closed")
+                owner.abandon()
+        self.end_batch()
+
+    @property
+    def has_again(self) -> bool:
+        """Whether anybody waits for another turn."""
+        return bool(self._again)

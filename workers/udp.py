@@ -1,0 +1,438 @@
+"""UDP: flows, that is pseudo connections, between clients and targets.
+
+One unconnected socket of this slot receives from all clients of an address; a dict finds the flow of each. A flow has a
+connected socket of its own towards its target. Datagrams of an undecided flow are held, and go to the chosen target
+in the order in which they came.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Final
+
+from rpxy_l4.balance import rank, rank_addresses
+from rpxy_l4.detect.udp import UdpDetector
+from rpxy_l4.endings import Detected, Drop, Reason, Rejection
+from rpxy_l4.metrics.layout import (
+    DETECTED_INDEX,
+    DETECTION_BUCKETS,
+    DROP_INDEX,
+    L_DETECTED,
+    L_DETECTION_HISTOGRAM,
+    L_DROPPED,
+    L_REJECTED,
+    L_SESSION_HISTOGRAM,
+    REASON_INDEX,
+    REJECTION_INDEX,
+    SESSION_BUCKETS,
+    T_BYTES_IN,
+    T_BYTES_OUT,
+    T_CLOSED,
+    T_DATAGRAMS_IN,
+    T_DATAGRAMS_OUT,
+    T_OPENED,
+    Cell,
+)
+from rpxy_l4.net import datagram
+from rpxy_l4.net.datagram import Ancillary, Sender
+from rpxy_l4.snapshot import Bind, Route, Target
+from rpxy_l4.verdict import Match, NeedMore, Transport
+from rpxy_l4.workers import poller
+from rpxy_l4.workers.access_log import describe, endpoint
+from rpxy_l4.workers.context import Context, Generation, Half, observe
+
+EVENTS: Final = logging.getLogger(__name__)
+
+_BATCH: Final = 64
+"""Receive calls on one socket before others have their turn."""
+_UNDECIDED_SECONDS: Final = 1.0
+"""A first flight arrives within a round trip; after this, what came goes to the default target."""
+_MAX_UNDECIDED: Final = 1024
+"""Flows of one worker that may wait for the rest of their first flight; each holds at most about 16 KiB."""
+
+ClientAddress = tuple[str, int] | tuple[str, int, int, int]
+Key = tuple[ClientAddress, bytes]
+
+_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+
+
+class UdpListener:
+    """One client-facing socket of this slot, and its flows. Owns its copy of the socket."""
+
+    def __init__(self, context: Context, bind: Bind, sock: socket.socket, undecided: dict[UdpFlow, None]) -> None:
+        """Receive from now on. ``undecided`` is shared by all listeners of the worker, oldest first."""
+        self.bind = bind
+        self.generation: Generation | None = None
+        """The configuration for new flows."""
+        self.accepts = True
+        """False while the listener only serves the flows it has."""
+        self.flows: dict[Key, UdpFlow] = {}
+        self.undecided = undecided
+        self.socket = sock
+        self._context = context
+        context.poller.add(sock, self, poller.LEVEL)
+
+    def close(self) -> None:
+        """End every flow and close this worker's copy of the socket."""
+        for flow in list(self.flows.values()):
+            flow.end()
+        self._context.poller.remove(self.socket)
+        self.socket.close()
+
+    def on_event(self, descriptor: int, mask: int) -> None:  # noqa: ARG002  all that can be ready is a datagram
+        """Receive a batch; what is left makes another event."""
+        buffer = self._context.conduit.buffer
+        for _ in range(_BATCH):
+            try:
+                amount, segment, reply, client = datagram.receive(self.socket, buffer)
+            except BlockingIOError:
+                return
+            except OSError:  # an ICMP error about an answer of ours: kills nothing
+                continue
+            key = (client, b"" if reply is None else reply[2])
+            flow = self.flows.get(key)
+            if flow is None:
+                flow = self._open(key, reply)
+                if flow is None:
+                    continue
+            try:
+                flow.from_client(buffer[:amount], segment)
+            except Exception:  # noqa: BLE001  the loop's edge: a fault in one flow must not end the others
+                EVENTS.exception("fault while serving a flow; it was closed")
+                flow.abandon()
+
+    def on_again(self) -> None:
+        """Never asked for."""
+
+    def abandon(self) -> None:
+        """Go on with the next datagram: the listener itself is never given up."""
+
+    def _open(self, key: Key, reply: Ancillary | None) -> UdpFlow | None:
+        """Return a new flow, or None when there may be none now; the datagram is then counted as dropped."""
+        context, generation = self._context, self.generation
+        if generation is None or generation.udp is None:
+            return None
+        half = generation.udp
+        if not self.accepts:
+            half.cells[L_DROPPED + DROP_INDEX[Drop.DRAINING]] += 1
+            return None
+        if context.open_sessions(Cell.UDP_OPENED, Cell.UDP_CLOSED) >= half.side.max_sessions:
+            half.cells[L_DROPPED + DROP_INDEX[Drop.LIMIT]] += 1
+            half.cells[L_REJECTED + REJECTION_INDEX[Rejection.LIMIT]] += 1
+            context.log.refused(
+                describe(
+                    endpoint(*key[0][:2]), generation.snapshot.listener, Transport.UDP, Detected.SKIPPED, None, None
+                )
+                + f" reason={Rejection.LIMIT}",
+                Rejection.LIMIT,
+                context.poller.now,
+            )
+            return None
+        flow = self.flows[key] = UdpFlow(context, self, generation, half, key, reply)
+        context.row[Cell.UDP_OPENED] += 1
+        context.demand += 1
+        return flow
+
+    def forget(self, key: Key) -> None:
+        """Forget a flow that has closed its socket."""
+        del self.flows[key]
+        self._context.row[Cell.UDP_CLOSED] += 1
+        self._context.demand -= 1
+
+
+class UdpFlow:
+    """One UDP pseudo connection: a client address and the local address it used."""
+
+    __slots__ = (
+        "_address",
+        "_bytes_in",
+        "_bytes_out",
+        "_cells",
+        "_client",
+        "_context",
+        "_datagrams_in",
+        "_datagrams_out",
+        "_detected",
+        "_detector",
+        "_generation",
+        "_half",
+        "_held",
+        "_idle",
+        "_is_closed",
+        "_key",
+        "_last",
+        "_listener",
+        "_match",
+        "_route",
+        "_socket",
+        "_t_decided",
+        "_t_open",
+        "_target",
+        "_to_client",
+        "_to_target",
+    )
+
+    def __init__(
+        self,
+        context: Context,
+        listener: UdpListener,
+        generation: Generation,
+        half: Half,
+        key: Key,
+        reply: Ancillary | None,
+    ) -> None:
+        """Begin undecided, unless there is nothing to detect."""
+        self._context = context
+        self._listener = listener
+        self._generation = generation
+        self._half = half
+        self._key = key
+        self._client = key[0]
+        self._to_client = Sender(listener.socket, key[0], reply)
+        self._to_target: Sender | None = None
+        self._socket: socket.socket | None = None
+        self._detector: UdpDetector | None = None
+        self._held: list[bytes] = []
+        self._match: Match | None = None
+        self._detected = Detected.SKIPPED
+        self._route: Route | None = None
+        self._target: Target | None = None
+        self._address = ""
+        self._cells: memoryview | None = None
+        self._idle = 0.0
+        self._is_closed = False
+        self._bytes_in = self._bytes_out = self._datagrams_in = self._datagrams_out = 0
+        self._t_open = self._t_decided = self._last = context.poller.now
+
+    # From the client
+
+    def from_client(self, data: memoryview, segment: int) -> None:
+        """Forward what the client sent, or hold it while the flow is undecided."""
+        self._last = self._context.poller.now
+        if self._to_target is not None:
+            self._forward(self._to_target, data, segment)
+            return
+        first = not self._held
+        self._held.extend(bytes(part) for part in datagram.split(data, segment))
+        if not self._half.wanted:
+            self._decide(None, Detected.SKIPPED)
+            return
+        if self._detector is None:
+            self._detector = UdpDetector(self._half.wanted)
+        fresh = self._held if first else self._held[-datagram.count(len(data), segment) :]
+        for part in fresh:
+            verdict = self._detector.feed(part)
+            if isinstance(verdict, Match):
+                self._decide(verdict, Detected(verdict.protocol.value))
+                return
+            if not isinstance(verdict, NeedMore):
+                self._decide(None, Detected.UNKNOWN)
+                return
+        if first:
+            self._wait_for_more()
+
+    def _wait_for_more(self) -> None:
+        undecided = self._listener.undecided
+        if len(undecided) >= _MAX_UNDECIDED:
+            next(iter(undecided)).refuse(Rejection.RESOURCES, Drop.UNDECIDED)
+        undecided[self] = None
+        self._context.alarm.add(self._t_open + _UNDECIDED_SECONDS, self)
+
+    def _decide(self, match: Match | None, detected: Detected) -> None:
+        """Take the route that detection leads to, and send what was held."""
+        now = self._context.poller.now
+        self._listener.undecided.pop(self, None)
+        self._detector = None
+        self._t_decided = now
+        self._match = match
+        self._detected = detected
+        cells = self._half.cells
+        cells[L_DETECTED + DETECTED_INDEX[detected]] += 1
+        if detected is not Detected.SKIPPED:
+            observe(cells, L_DETECTION_HISTOGRAM, DETECTION_BUCKETS, now - self._t_open)
+        self._route = self._half.router.find(match)
+        if self._route is None:
+            self.refuse(Rejection.NO_ROUTE, Drop.NO_ROUTE)
+            return
+        self._open_target(self._route)
+
+    def _rank(self, route: Route) -> Iterator[tuple[Target, str]]:
+        context = self._context
+        host, port = self._client[:2]
+        for target in rank(route.load_balance, route.targets, host, port, context.random):
+            for address in rank_addresses(
+                route.load_balance, target, context.resolve(target), host, port, context.random
+            ):
+                yield target, address
+
+    def _open_target(self, route: Route) -> None:
+        """Open the socket towards the first target that there is a way to."""
+        context = self._context
+        for target, address in self._rank(route):
+            try:
+                self._socket = datagram.open_towards(address, target.port)
+                context.poller.add(self._socket, self, poller.LEVEL)
+            except OSError as error:
+                EVENTS.warning("cannot open a flow to target %s (%s): %s", target.text, address, error.strerror)
+                self._drop_socket()
+                if error.errno in _OUT_OF_RESOURCES:
+                    self.refuse(Rejection.RESOURCES, Drop.RESOURCES)
+                    return
+                continue
+            self._target, self._address = target, address
+            self._cells = context.target_cells(target)
+            self._cells[T_OPENED] += 1
+            self._to_target = Sender(self._socket)
+            self._idle = route.idle_lifetime
+            held, self._held = self._held, []
+            for part in held:
+                self._forward(self._to_target, memoryview(part), len(part))
+            self._watch_idleness()
+            return
+        self.refuse(Rejection.NO_TARGET, Drop.NO_TARGET)
+
+    def _forward(self, sender: Sender, data: memoryview, segment: int) -> None:
+        """Send to the target and count."""
+        try:
+            try:
+                sender.send(data, segment)
+            except ConnectionRefusedError:
+                # The answer to an earlier datagram, which is lost; this one was not sent yet (udp(7)).
+                self._drop(Drop.ICMP, 1)
+                sender.send(data, segment)
+        except OSError as error:
+            self._drop(_drop_of(error), datagram.count(len(data), segment))
+            return
+        assert self._cells is not None  # noqa: S101  set with the sender
+        amount, parts = len(data), datagram.count(len(data), segment)
+        self._bytes_in += amount
+        self._datagrams_in += parts
+        self._cells[T_BYTES_IN] += amount
+        self._cells[T_DATAGRAMS_IN] += parts
+
+    # From the target
+
+    def on_event(self, descriptor: int, mask: int) -> None:  # noqa: ARG002  all that can be ready is a datagram
+        """Forward what the target sent; what is left makes another event."""
+        if self._socket is None or self._cells is None:
+            return
+        context, cells = self._context, self._cells
+        buffer = context.conduit.buffer
+        for _ in range(_BATCH):
+            try:
+                amount, segment, _, _ = datagram.receive(self._socket, buffer)
+            except BlockingIOError:
+                return
+            except OSError:  # an ICMP error: the target may be back in a moment, so the flow lives on
+                self._drop(Drop.ICMP, 1)
+                continue
+            self._last = context.poller.now
+            parts = datagram.count(amount, segment)
+            try:
+                self._to_client.send(buffer[:amount], segment)
+            except OSError as error:
+                self._drop(_drop_of(error), parts)
+                continue
+            self._bytes_out += amount
+            self._datagrams_out += parts
+            cells[T_BYTES_OUT] += amount
+            cells[T_DATAGRAMS_OUT] += parts
+
+    def on_again(self) -> None:
+        """Never asked for."""
+
+    def on_deadline(self, now: float) -> None:
+        """Stop waiting for the rest of a first flight, or end an idle flow."""
+        if self._is_closed:
+            return
+        if self._to_target is None:
+            self._decide(None, Detected.TIMEOUT)
+        elif now - self._last >= self._idle:
+            self._finish(Reason.IDLE)
+        else:
+            self._watch_idleness()
+
+    def _watch_idleness(self) -> None:
+        if self._idle != float("inf"):
+            self._context.alarm.add(self._last + self._idle, self)
+
+    # The end
+
+    def _drop(self, drop: Drop, parts: int) -> None:
+        self._half.cells[L_DROPPED + DROP_INDEX[drop]] += parts
+
+    def refuse(self, rejection: Rejection, drop: Drop) -> None:
+        """Close a flow that no target was found for, and count why."""
+        self._drop(drop, len(self._held))
+        self._half.cells[L_REJECTED + REJECTION_INDEX[rejection]] += 1
+        self._context.log.refused(
+            f"{self._describe()} datagrams_in={len(self._held)} reason={rejection}",
+            rejection,
+            self._context.poller.now,
+        )
+        self._close()
+
+    def end(self) -> None:
+        """Close now, because the worker stops or the listener is gone."""
+        if self._to_target is not None:
+            self._finish(Reason.DRAIN)
+        else:
+            self.refuse(Rejection.DRAINING, Drop.DRAINING)
+
+    def abandon(self) -> None:
+        """Close after a fault in this program."""
+        if self._is_closed:
+            return
+        if self._to_target is not None:
+            self._finish(Reason.INTERNAL)
+        else:
+            self.refuse(Rejection.RESOURCES, Drop.RESOURCES)
+
+    def _finish(self, reason: Reason) -> None:
+        """Close a flow that was given to a target, and count and log its end."""
+        assert self._target is not None  # noqa: S101  only once there is one
+        assert self._cells is not None  # noqa: S101  likewise
+        context, now = self._context, self._context.poller.now
+        self._cells[T_CLOSED + REASON_INDEX[reason]] += 1
+        observe(self._half.cells, L_SESSION_HISTOGRAM, SESSION_BUCKETS, now - self._t_open)
+        resolved = f" address={endpoint(self._address, self._target.port)}" if self._target.is_name else ""
+        context.log.session(
+            f"{self._describe()} target={self._target.text}{resolved} bytes_in={self._bytes_in}"
+            f" bytes_out={self._bytes_out} datagrams_in={self._datagrams_in} datagrams_out={self._datagrams_out}"
+            f" detect_ms={(self._t_decided - self._t_open) * 1e3:.1f}"
+            f" duration_ms={(now - self._t_open) * 1e3:.1f} reason={reason}"
+        )
+        self._close()
+
+    def _describe(self) -> str:
+        host, port = self._client[:2]
+        listener = self._generation.snapshot.listener
+        return describe(endpoint(host, port), listener, Transport.UDP, self._detected, self._match, self._route)
+
+    def _drop_socket(self) -> None:
+        if self._socket is not None:
+            self._context.poller.close(self._socket)
+            self._socket = None
+
+    def _close(self) -> None:
+        self._is_closed = True
+        self._held.clear()
+        self._drop_socket()
+        self._listener.undecided.pop(self, None)
+        self._listener.forget(self._key)
+
+
+def _drop_of(error: OSError) -> Drop:
+    """Return how a failed send is counted."""
+    match error.errno:
+        case errno.EAGAIN | errno.ENOBUFS:
+            return Drop.SNDBUF
+        case errno.EMSGSIZE:
+            return Drop.TOO_BIG
+        case errno.ENOMEM:
+            return Drop.RESOURCES
+        case _:
+            return Drop.ICMP
