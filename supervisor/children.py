@@ -1,0 +1,110 @@
+"""Child processes: starting one, and what the supervisor holds of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from rpxy_l4.control import Message
+from rpxy_l4.net.channel import Channel
+from rpxy_l4.snapshot import Bind
+from rpxy_l4.supervisor.signals import SIGNALS
+from rpxy_l4.supervisor.status import ExitStatus
+
+_LOG: Final = logging.getLogger(__name__)
+_STANDARD_STREAMS: Final = (0, 1, 2)
+
+
+@dataclass(slots=True)
+class Child:
+    """One living child process, worker or admin."""
+
+    pid: int
+    descriptor: int
+    """A pidfd: readable when the process has ended."""
+    channel: Channel
+    connected: bool = True
+    """Whether the channel is open on both ends."""
+    binds: tuple[Bind, ...] = ()
+    """What it was given to listen on."""
+    sent: int = 0
+    """The last generation it was sent; 0 before the first."""
+    applied: int = 0
+    """The last generation it has confirmed; 0 before the first."""
+    draining: bool = False
+    """It accepts nothing new."""
+    hung: bool = False
+    """It was aborted because it gave no sign of life."""
+
+    def send(self, message: Message, descriptors: Iterable[int] = ()) -> bool:
+        """Send a message; False when it cannot be delivered."""
+        return self.connected and self.channel.send(message, tuple(descriptors))
+
+    def end(self) -> int:
+        """Collect the process, which must have ended, and close what belongs to it.
+
+        Returns its exit status, negative for a signal.
+        """
+        _, status = os.waitpid(self.pid, 0)
+        self.disconnect()
+        os.close(self.descriptor)
+        return os.waitstatus_to_exitcode(status)
+
+    def disconnect(self) -> None:
+        """Close the channel, which tells the child to end."""
+        if self.connected:
+            self.connected = False
+            self.channel.close()
+
+
+def start(run: Callable[[Channel], int]) -> Child:
+    """Fork a child that does nothing but ``run``, whose result is its exit status.
+
+    It starts with the signals of the table blocked: until it has let go of the parent's wake-up descriptor, a signal to
+    the whole group would be written there twice. Raises OSError when the system has no process or descriptor left.
+    """
+    ours, theirs = Channel.pair()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            _be_child(run, theirs)
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+    try:
+        return Child(pid, os.pidfd_open(pid), ours)
+    except OSError:
+        ours.close()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+
+
+def _be_child(run: Callable[[Channel], int], channel: Channel) -> NoReturn:
+    status: int = ExitStatus.INTERNAL
+    try:
+        status = run(channel)
+    except BaseException:  # noqa: BLE001  whatever it is, it must not unwind into the supervisor's own frames
+        _LOG.critical("ends because of a fault of its own", exc_info=True)
+    finally:
+        os._exit(status)
+
+
+def close_inherited(keep: Iterable[int]) -> None:
+    """Close every descriptor but the standard streams and these."""
+    kept = {*_STANDARD_STREAMS, *keep}
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  names are what is wanted
+        if int(name) not in kept:
+            try:
+                os.close(int(name))
+            except OSError:  # the one that listed the directory
+                continue

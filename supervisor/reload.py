@@ -1,0 +1,63 @@
+"""A reload as a value: what the file says now, and what that would change. Nothing here changes anything."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rpxy_l4.config.compile import compile_snapshot
+from rpxy_l4.config.parse import parse
+from rpxy_l4.errors import ConfigError, Problem
+from rpxy_l4.metrics.layout import Directory
+from rpxy_l4.snapshot import Bind, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A configuration file as it was at one moment."""
+
+    data: bytes
+    sha256: str
+
+
+def read_content(path: Path) -> Content:
+    """Return what is in the file. Raises ConfigError when it cannot be read."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+        raise ConfigError([Problem(message=message, file=str(path))]) from error
+    return Content(data, hashlib.sha256(data).hexdigest())
+
+
+def load(content: Content, file: str, *, generation: int, known: Directory, cpus: int) -> tuple[Snapshot, Directory]:
+    """Return the configuration and the directory of series that goes with it; ``known`` is left as it was.
+
+    ``file`` is the name that messages begin with. Raises ConfigError with every problem of the file.
+    """
+    directory = Directory(dict(known.listeners), dict(known.targets))
+    snapshot = compile_snapshot(
+        parse(content.data, file), sha256=content.sha256, generation=generation, directory=directory, cpus=cpus
+    )
+    return snapshot, directory
+
+
+@dataclass(frozen=True, slots=True)
+class BindPlan:
+    """What the kernel must be asked to change."""
+
+    open: tuple[Bind, ...]
+    close: tuple[Bind, ...]
+
+
+def plan_binds(held: Iterable[Bind], wanted: Iterable[Bind]) -> BindPlan:
+    """Return which listening sockets are new and which are no longer wanted; those in both are not touched."""
+    before, after = frozenset(held), frozenset(wanted)
+    return BindPlan(open=tuple(sorted(after - before)), close=tuple(sorted(before - after)))
+
+
+def new_names(snapshot: Snapshot, before: Snapshot | None) -> frozenset[str]:
+    """Return the target names that nobody had to resolve until now."""
+    return snapshot.names - (before.names if before is not None else frozenset())

@@ -1,0 +1,80 @@
+"""The listening sockets of all slots. The supervisor keeps every one as long as its address is in the configuration.
+
+A worker gets copies. When it dies, what waits in its accept queue waits for its replacement, and the set of sockets
+that the kernel spreads UDP flows over does not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rpxy_l4.net.listen import BindError, ListeningSocket, open_group
+from rpxy_l4.snapshot import Bind
+from rpxy_l4.verdict import Transport
+
+
+class ListeningSockets:
+    """One socket per bind and slot."""
+
+    def __init__(self, slots: int) -> None:
+        """Hold nothing yet."""
+        self._slots = slots
+        self._groups: dict[Bind, list[ListeningSocket]] = {}
+        self._ours: set[tuple[Transport, int]] = set()
+
+    @property
+    def binds(self) -> frozenset[Bind]:
+        """What is held."""
+        return frozenset(self._groups)
+
+    def open(self, binds: Iterable[Bind], backlog: int) -> None:
+        """Listen on these as well: on all of them, or on none and raise BindError."""
+        opened: dict[Bind, list[ListeningSocket]] = {}
+        try:
+            for bind in binds:
+                opened[bind] = self._open(bind, backlog)
+        except BindError:
+            for group in opened.values():
+                _close(group)
+            raise
+        self._groups |= opened
+        self._ours |= {(bind.transport, bind.port) for bind in opened}
+
+    def _open(self, bind: Bind, backlog: int) -> list[ListeningSocket]:
+        try:
+            return open_group(bind, self._slots, backlog, exclusive=True)
+        except BindError:
+            # Perhaps it is ourselves who are in the way: with an address that overlaps this one (127.0.0.1 and 0.0.0.0
+            # while a listener moves), or in workers that still serve UDP flows of an address that had left.
+            if (bind.transport, bind.port) not in self._ours:
+                raise
+            return open_group(bind, self._slots, backlog, exclusive=False)
+
+    def set_backlog(self, backlog: int) -> None:
+        """Change the length of the accept queues of all TCP sockets; what waits in them stays."""
+        for bind, group in self._groups.items():
+            if bind.transport is Transport.TCP:
+                for held in group:
+                    held.listen(backlog)
+
+    def of_slot(self, slot: int, binds: Sequence[Bind]) -> list[int]:
+        """Return the descriptors of a slot for these binds, in their order. They stay ours."""
+        return [self._groups[bind][slot].fileno() for bind in binds]
+
+    def copy(self, bind: Bind) -> ListeningSocket:
+        """Return a socket object of its own for the first slot's socket; the caller owns it."""
+        return self._groups[bind][0].dup()
+
+    def close(self, binds: Iterable[Bind]) -> None:
+        """Let go of these."""
+        for bind in binds:
+            _close(self._groups.pop(bind))
+
+    def close_all(self) -> None:
+        """Let go of everything."""
+        self.close(self.binds)
+
+
+def _close(group: Iterable[ListeningSocket]) -> None:
+    for held in group:
+        held.close()

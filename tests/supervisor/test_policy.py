@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from rpxy_l4.supervisor.policy import (
+    ABORT_GRACE,
+    ADMIN,
+    ANSWER_TIMEOUT,
+    BACK_OFF,
+    HEARTBEAT_TIMEOUT,
+    LATE,
+    STEADY,
+    Abort,
+    Decision,
+    Dismiss,
+    Finish,
+    Kill,
+    Seat,
+    Spawn,
+    back_off,
+    cause_of_death,
+    decide,
+    grace_after,
+)
+
+NOW = 1000.0
+
+
+def worker(slot: int = 0, *, born: float = NOW - 100, beat: float = NOW - 1, **changes: float | None) -> Seat:
+    return Seat(slot, occupied=True, born=born, beat=beat, **changes)  # type: ignore[arg-type]  # by name
+
+
+def admin(kill_at: float | None = None) -> Seat:
+    return Seat(ADMIN, occupied=True, born=NOW - 100, kill_at=kill_at)
+
+
+def test_every_empty_seat_is_filled_at_once() -> None:
+    seats = [Seat(ADMIN), Seat(0), Seat(1)]
+
+    assert decide(seats, stopping=False, now=NOW) == Decision((Spawn(ADMIN), Spawn(0), Spawn(1)))
+
+
+def test_a_seat_that_backs_off_is_filled_when_its_time_has_come() -> None:
+    seats = [Seat(0, fill_at=NOW + 5)]
+
+    assert decide(seats, stopping=False, now=NOW) == Decision((), wake_at=NOW + 5)
+    assert decide(seats, stopping=False, now=NOW + 5).actions == (Spawn(0),)
+
+
+def test_workers_that_beat_are_left_alone_until_they_could_be_late() -> None:
+    seats = [admin(), worker(0, beat=NOW - 1), worker(1, beat=NOW - 3)]
+
+    assert decide(seats, stopping=False, now=NOW) == Decision((), wake_at=NOW - 3 + HEARTBEAT_TIMEOUT)
+
+
+def test_a_silent_worker_is_aborted() -> None:
+    silent = worker(1, beat=NOW - HEARTBEAT_TIMEOUT)
+
+    assert decide([worker(0), silent], stopping=False, now=NOW).actions == (Abort(1, "no heartbeat for 10 s"),)
+
+
+def test_a_new_worker_has_the_same_time_to_beat_for_the_first_time() -> None:
+    born = worker(born=NOW, beat=0.0)
+
+    assert decide([born], stopping=False, now=NOW) == Decision((), wake_at=NOW + HEARTBEAT_TIMEOUT)
+    assert decide([born], stopping=False, now=NOW + HEARTBEAT_TIMEOUT).actions != ()
+
+
+def test_the_admin_process_has_no_heartbeat_to_miss() -> None:
+    assert decide([admin()], stopping=False, now=NOW + 1e6) == Decision()
+
+
+def test_a_worker_that_beats_but_does_not_take_its_configuration_is_aborted() -> None:
+    deaf = worker(beat=NOW + ANSWER_TIMEOUT, asked=NOW)
+
+    assert decide([deaf], stopping=False, now=NOW + ANSWER_TIMEOUT - 1).actions == ()
+    assert decide([deaf], stopping=False, now=NOW + ANSWER_TIMEOUT).actions == (
+        Abort(0, "does not take its configuration"),
+    )
+
+
+def test_silence_before_the_grace_is_forgiven() -> None:
+    silent = worker(beat=NOW - 3600, asked=NOW - 3600)
+
+    assert decide([silent], stopping=False, now=NOW, grace=NOW) == Decision((), wake_at=NOW + HEARTBEAT_TIMEOUT)
+
+
+def test_an_aborted_worker_is_killed_after_a_moment_and_only_once() -> None:
+    aborted = worker(beat=NOW - 60, kill_at=NOW + ABORT_GRACE)
+
+    assert decide([aborted], stopping=False, now=NOW) == Decision((), wake_at=NOW + ABORT_GRACE)
+    assert decide([aborted], stopping=False, now=NOW + ABORT_GRACE).actions == (Kill(0),)
+    aborted.kill_at = math.inf
+    assert decide([aborted], stopping=False, now=NOW + 3600) == Decision()
+
+
+def test_while_stopping_nothing_is_started_and_a_drain_is_waited_for() -> None:
+    seats = [admin(), Seat(0), worker(1, beat=NOW - 60, kill_at=NOW + 32)]
+
+    assert decide(seats, stopping=True, now=NOW) == Decision((), wake_at=NOW + 32)
+    assert decide(seats, stopping=True, now=NOW + 32).actions == (Kill(1),)
+
+
+def test_the_admin_process_is_dismissed_when_the_last_worker_has_gone() -> None:
+    assert decide([admin(), Seat(0)], stopping=True, now=NOW).actions == (Dismiss(ADMIN),)
+    assert decide([admin(NOW + 1), Seat(0)], stopping=True, now=NOW) == Decision((), wake_at=NOW + 1)
+    assert decide([admin(NOW + 1), Seat(0)], stopping=True, now=NOW + 1).actions == (Kill(ADMIN),)
+
+
+def test_the_supervisor_ends_when_nobody_is_left() -> None:
+    assert decide([Seat(ADMIN), Seat(0)], stopping=True, now=NOW).actions == (Finish(),)
+
+
+def test_a_worker_that_fails_at_once_is_started_ever_more_slowly() -> None:
+    delays, short_lives = [], 0
+    for _ in range(6):
+        delay, short_lives = back_off(short_lives, lived=0.01)
+        delays.append(delay)
+
+    assert delays == [*BACK_OFF, BACK_OFF[-1], BACK_OFF[-1]]
+    assert BACK_OFF == (0.0, 0.1, 1.0, 5.0)
+
+
+def test_a_steady_life_wipes_the_slate_clean() -> None:
+    assert back_off(5, lived=STEADY) == (0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "hung", "cause"),
+    [(0, False, "exit"), (1, False, "exit"), (-9, False, "signal"), (-6, True, "heartbeat"), (-9, True, "heartbeat")],
+)
+def test_the_cause_of_a_death(exit_code: int, cause: str, *, hung: bool) -> None:
+    assert cause_of_death(exit_code, hung=hung) == cause
+
+
+def test_waking_in_time_gives_no_grace() -> None:
+    assert grace_after(planned=NOW, now=NOW - 5) == -math.inf
+    assert grace_after(planned=NOW, now=NOW + LATE) == -math.inf
+    assert grace_after(planned=math.inf, now=NOW) == -math.inf
+
+
+def test_waking_much_too_late_means_that_everybody_stood_still() -> None:
+    assert grace_after(planned=NOW, now=NOW + 3600) == NOW + 3600

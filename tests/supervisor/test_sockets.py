@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from rpxy_l4.net.listen import BindError
+from rpxy_l4.snapshot import Bind
+from rpxy_l4.supervisor.sockets import ListeningSockets
+from rpxy_l4.verdict import Transport
+from tests.support.ports import free_port
+
+SLOTS = 2
+
+
+@pytest.fixture
+def sockets() -> Iterator[ListeningSockets]:
+    held = ListeningSockets(SLOTS)
+    yield held
+    held.close_all()
+
+
+def tcp(host: str, port: int) -> Bind:
+    return Bind(Transport.TCP, host, port)
+
+
+def can_connect(bind: Bind) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex((bind.host, bind.port)) == 0
+
+
+def test_each_slot_has_a_socket_of_its_own(sockets: ListeningSockets) -> None:
+    port = free_port()
+    binds = [tcp("127.0.0.1", port), Bind(Transport.UDP, "127.0.0.1", port)]
+    sockets.open(binds, 16)
+
+    descriptors = [number for slot in range(SLOTS) for number in sockets.of_slot(slot, binds)]
+
+    assert len(set(descriptors)) == SLOTS * len(binds)
+    kinds = [socket.socket(fileno=socket.dup(number)) for number in sockets.of_slot(1, binds)]
+    assert [kind.type for kind in kinds] == [socket.SOCK_STREAM, socket.SOCK_DGRAM]
+    for kind in kinds:
+        kind.close()
+
+
+def test_when_one_address_is_taken_none_is_opened(sockets: ListeningSockets) -> None:
+    kept = tcp("127.0.0.1", free_port())
+    sockets.open([kept], 16)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        free, taken = tcp("127.0.0.1", free_port()), tcp("127.0.0.1", other.getsockname()[1])
+
+        with pytest.raises(BindError, match=f"tcp 127.0.0.1:{taken.port}: address already in use"):
+            sockets.open([free, taken], 16)
+
+    assert sockets.binds == {kept}
+    assert can_connect(kept)
+    assert not can_connect(free)
+
+
+def test_a_listener_may_move_to_an_address_that_overlaps_its_old_one(sockets: ListeningSockets) -> None:
+    port = free_port()
+    sockets.open([tcp("127.0.0.1", port)], 16)
+    sockets.open([tcp("0.0.0.0", port)], 16)
+    sockets.close([tcp("127.0.0.1", port)])
+
+    assert sockets.binds == {tcp("0.0.0.0", port)}
+    assert can_connect(tcp("127.0.0.9", port))
+
+
+def test_an_address_comes_back_while_a_worker_still_serves_flows_on_its_old_socket(sockets: ListeningSockets) -> None:
+    bind = Bind(Transport.UDP, "127.0.0.1", free_port())
+    sockets.open([bind], 16)
+    with sockets.copy(bind):
+        sockets.close([bind])
+        sockets.open([bind], 16)
+
+    assert sockets.binds == {bind}
+
+
+def test_what_waits_to_be_accepted_survives_a_change_of_the_backlog(sockets: ListeningSockets) -> None:
+    bind = tcp("127.0.0.1", free_port())
+    sockets.open([bind, Bind(Transport.UDP, "127.0.0.1", bind.port)], 16)
+    clients = [socket.create_connection((bind.host, bind.port)) for _ in range(8)]
+    sockets.set_backlog(32)
+
+    accepted = 0
+    for number in (sockets.of_slot(slot, [bind])[0] for slot in range(SLOTS)):
+        with socket.socket(fileno=socket.dup(number)) as listening:
+            accepted += len(accept_all(listening))
+
+    assert accepted == len(clients)
+    for client in clients:
+        client.close()
+
+
+def accept_all(listening: socket.socket) -> list[str]:
+    found: list[str] = []
+    while True:
+        try:
+            connection, address = listening.accept()
+        except BlockingIOError:
+            return found
+        connection.close()
+        found.append(str(address))
+
+
+def test_after_closing_nobody_listens(sockets: ListeningSockets) -> None:
+    bind = tcp("127.0.0.1", free_port())
+    sockets.open([bind], 16)
+    sockets.close_all()
+
+    assert sockets.binds == frozenset()
+    assert not can_connect(bind)

@@ -1,0 +1,58 @@
+"""Network namespaces that a test makes for itself, joined by virtual cables."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+from tests.support.peers import program, run
+
+_numbers = itertools.count()
+
+
+class Namespaces:
+    """Named namespaces, each with its loopback up; all gone at the end, with whatever is in them."""
+
+    def __init__(self, *names: str) -> None:
+        """Entering skips the test where namespaces are refused."""
+        mark = f"{os.getpid()}-{next(_numbers)}"
+        self._full = {name: f"rpxy-{mark}-{name}" for name in names}
+        self._cables = itertools.count()
+
+    def __getitem__(self, name: str) -> str:
+        """What the system calls it."""
+        return self._full[name]
+
+    def __enter__(self) -> Self:
+        program("ip")
+        for full in self._full.values():
+            made = run("ip", "netns", "add", full)
+            if made.returncode != 0:
+                self.__exit__(None, None, None)
+                pytest.skip(f"network namespaces are refused here: {made.stdout.strip()}")
+            _ip("-n", full, "link", "set", "lo", "up")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for full in self._full.values():
+            run("ip", "netns", "delete", full)
+
+    def join(self, one: str, one_address: str, other: str, other_address: str) -> None:
+        """Lay a cable between two of them, with an address (``10.0.0.1/24``) at each end."""
+        number = next(self._cables)
+        ends = (f"cable{number}a", f"cable{number}b")
+        _ip("link", "add", ends[0], "netns", self[one], "type", "veth", "peer", "name", ends[1], "netns", self[other])
+        for name, end, address in ((one, ends[0], one_address), (other, ends[1], other_address)):
+            _ip("-n", self[name], "address", "add", address, "dev", end)
+            _ip("-n", self[name], "link", "set", end, "up")
+
+
+def _ip(*arguments: str) -> None:
+    result = run("ip", *arguments)
+    assert result.returncode == 0, result.stdout

@@ -1,0 +1,167 @@
+"""The command line from outside: one process for each test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from rpxy_l4.supervisor.signals import SIGNALS
+from rpxy_l4.version import VERSION
+from tests.support.ports import free_port
+from tests.support.proxy import run_cli
+
+SCREEN: Final = (24, 120)
+"""Lines and columns."""
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "config.toml"
+    file.write_text(text)
+    return file
+
+
+def test_help_fits_a_screen() -> None:
+    shown = run_cli("--help")
+    lines = shown.stdout.splitlines()
+
+    assert shown.returncode == 0
+    assert len(lines) <= SCREEN[0]
+    assert max(map(len, lines)) <= SCREEN[1]
+    for word in ("--config", "--check", "--log-dir", "--version", "demo", "schema"):
+        assert word in shown.stdout
+
+
+def test_the_signals_in_the_help_are_those_of_the_table() -> None:
+    shown = run_cli("--help").stdout
+    line = next(line for line in shown.splitlines() if line.startswith("Signals:"))
+    named = {signal.Signals["SIG" + word] for word in line.replace(",", "").split() if f"SIG{word}" in dir(signal)}
+
+    assert named == {number for number, meaning in SIGNALS.items() if meaning.text != "ignored"}
+
+
+def test_version() -> None:
+    assert run_cli("-V").stdout == f"rpxy-l4 {VERSION}\n"
+    assert run_cli("--version").stdout == f"rpxy-l4 {VERSION}\n"
+
+
+def test_the_long_version_tells_what_it_runs_on() -> None:
+    shown = run_cli("-VV")
+
+    assert shown.returncode == 0
+    names = [line.partition(":")[0] for line in shown.stdout.splitlines()[1:]]
+    assert names[:4] == ["Python", "uvloop", "cryptography", "kernel"]
+    assert {"UDP_GRO", "splice", "pidfd", "inotify", "open files"} <= set(names)
+
+
+def test_the_schema_is_json() -> None:
+    shown = run_cli("schema")
+
+    assert shown.returncode == 0
+    assert "listen_port" in json.loads(shown.stdout)["properties"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "-c FILE is required"),
+        (["--check"], "-c FILE is required"),
+        (["--config"], "expected one argument"),
+        (["--conf", "x"], "unrecognized arguments: --conf x"),
+        (["serve"], "unrecognized arguments: serve"),
+        (["schema", "--draft"], "unrecognized arguments: --draft"),
+    ],
+)
+def test_a_wrong_command_line_is_status_64_and_one_line(arguments: list[str], message: str) -> None:
+    shown = run_cli(*arguments)
+
+    assert shown.returncode == 64
+    assert shown.stdout == ""
+    assert shown.stderr.startswith("rpxy-l4")
+    assert message in shown.stderr
+    assert shown.stderr.count("\n") == 1
+
+
+def test_a_good_file_is_ok(tmp_path: Path) -> None:
+    file = write(tmp_path, 'listen_port = 8448\ntcp_target = ["127.0.0.1:1"]\n')
+    shown = run_cli("--check", "-c", str(file))
+
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout == f"{file}: OK (listener :8448, 1 route)\n"
+
+
+def test_a_name_without_an_address_is_only_a_warning(tmp_path: Path) -> None:
+    name = f"{'a' * 60}.invalid"
+    file = write(tmp_path, f'listen_port = 8448\ntcp_target = ["{name}:1"]\n')
+    shown = run_cli("-t", "-c", str(file))
+
+    assert shown.returncode == 0
+    assert shown.stderr.startswith(f"{file}: warning: {name} has no address now: ")
+    assert "OK" in shown.stdout
+
+
+@pytest.mark.parametrize("mode", [["--check"], []])
+def test_all_problems_of_a_wrong_file_are_shown_and_the_status_is_78(tmp_path: Path, mode: list[str]) -> None:
+    file = write(tmp_path, 'listen_port = "x"\ntcp_tarqet = ["127.0.0.1:1"]\n')
+    shown = run_cli(*mode, "-c", str(file))
+
+    assert shown.returncode == 78
+    assert f"{file}:1:15: error: listen_port: " in shown.stderr
+    assert f'{file}:2:1: error: tcp_tarqet: unknown key "tcp_tarqet"; did you mean "tcp_target"?' in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_a_file_that_is_not_there_is_status_78(tmp_path: Path) -> None:
+    shown = run_cli("-c", str(tmp_path / "nothing.toml"))
+
+    assert shown.returncode == 78
+    assert shown.stderr == f"{tmp_path / 'nothing.toml'}: error: cannot be read: No such file or directory\n"
+
+
+def test_an_address_that_is_taken_is_status_69(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        text = f'listen_port = {port}\nlisten_address_v4 = "127.0.0.1"\ntcp_target = ["127.0.0.1:1"]\n'
+        shown = run_cli("-c", str(write(tmp_path, text)))
+
+    assert shown.returncode == 69
+    assert shown.stderr == f"rpxy-l4: cannot listen on tcp 127.0.0.1:{port}: address already in use\n"
+
+
+def test_an_admin_address_that_is_taken_is_status_69(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        text = (
+            f'listen_port = {free_port()}\nlisten_address_v4 = "127.0.0.1"\ntcp_target = ["127.0.0.1:1"]\n'
+            f'[admin]\nlisten = "127.0.0.1:{port}"\n'
+        )
+        shown = run_cli("-c", str(write(tmp_path, text)))
+
+    assert shown.returncode == 69
+    assert f"tcp 127.0.0.1:{port}: address already in use" in shown.stderr
+
+
+def test_a_log_directory_that_cannot_be_made_is_status_1(tmp_path: Path) -> None:
+    file = write(tmp_path, 'listen_port = 8448\ntcp_target = ["127.0.0.1:1"]\n')
+    shown = run_cli("-c", str(file), "-l", str(file / "logs"))
+
+    assert shown.returncode == 1
+    assert "Not a directory" in shown.stderr
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    shown = subprocess.run(
+        [sys.executable, "-m", "rpxy_l4", "schema"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+
+    assert "Traceback" not in shown.stderr
