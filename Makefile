@@ -1,0 +1,52 @@
+# Everything a developer does, by name. `make` alone prints the list.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo check quick test lint format wheel programs clean
+
+help:  ## print this list
+	@sed -n 's/^\([a-z]*\):.*##/\1/p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "  make %-10s%s\n", name, $$0 }'
+
+demo: $(VENV)/.installed-demo  ## set up what the proxy needs and run it, in the foreground, on an embedded demo
+	$(RUN)/rpxy-l4 demo
+
+# The tests come last, so that their summary is the last line of the whole run.
+check: programs lint wheel test  ## set up everything, then format, lint, types, the wheel, and all tests
+
+quick: $(VENV)/.installed-dev  ## the fast tests only: under a minute
+	$(RUN)/pytest -m "not slow and not e2e"
+
+test: $(VENV)/.installed-dev programs  ## all tests
+	$(RUN)/pytest
+
+lint: $(VENV)/.installed-dev  ## format, lint and types, changing nothing
+	$(RUN)/ruff format --check
+	$(RUN)/ruff check
+	$(RUN)/mypy
+
+format: $(VENV)/.installed-dev  ## write the code in its one format, and mend what ruff can mend
+	$(RUN)/ruff format
+	$(RUN)/ruff check --fix
+
+wheel: $(VENV)/.installed-dev  ## build the wheel and try it in a clean environment
+	scripts/try-wheel $(RUN)/python
+
+programs:  ## install the Debian packages that the end-to-end tests drive, where any is missing
+	scripts/install-test-programs
+
+clean:  ## remove what was made here, the environment included
+	rm -rf $(VENV) build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/.installed-demo: pyproject.toml
+	scripts/make-environment $(PYTHON) $(VENV) demo
+	@touch $@
+
+# What the tests need contains what the demo needs.
+$(VENV)/.installed-dev: pyproject.toml
+	scripts/make-environment $(PYTHON) $(VENV) dev
+	@touch $@ $(VENV)/.installed-demo
