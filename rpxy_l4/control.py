@@ -82,6 +82,9 @@ class Status:
     """Supervisor to admin: all that the admin process publishes beyond the counters. Sent whole on every change."""
 
     snapshot: Snapshot
+    """The configuration in force; at the start, the one that will be."""
+    incoming: Snapshot | None = None
+    """The next one, whose names and admin address are wanted already."""
     directory: Directory
     workers: tuple[WorkerStatus, ...]
     restarts: Mapping[str, int] = field(default_factory=dict)
@@ -92,6 +95,11 @@ class Status:
     last_reload_success: float = 0.0
     """Unix time."""
     draining: bool = False
+
+    @property
+    def newest(self) -> Snapshot:
+        """The configuration whose names are to be resolved and whose admin address is to be served."""
+        return self.incoming or self.snapshot
 
 
 Message = Apply | Addresses | Drain | ReopenLogs | Applied | Draining | Status

@@ -186,6 +186,7 @@ class Supervisor:
         if snapshot is None or self._stopping:
             return
         self._incoming, self._in_force = None, snapshot
+        self._status_is_due = True
         self._sockets.set_backlog(snapshot.tcp_backlog)
         self._set_watch(wanted=snapshot.watch)
         for slot in self._workers():
@@ -549,7 +550,8 @@ class Supervisor:
         binds = () if snapshot.admin is None else (snapshot.admin,)
         new = plan_binds(admin.binds, binds).open
         status = Status(
-            snapshot=snapshot,
+            snapshot=self._in_force or snapshot,
+            incoming=self._incoming,
             directory=self._directory,
             workers=tuple(self._worker_status(slot) for slot in range(self._slots)),
             restarts=self._restarts,

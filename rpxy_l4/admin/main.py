@@ -120,10 +120,10 @@ class _Admin:
             before, self.status = self.status, message
             if descriptors:
                 self._listen(socket.socket(fileno=descriptors.pop(0)))
-            if message.snapshot.admin is None:
+            if message.newest.admin is None:
                 self._stop_listening()
-            if before is None or before.snapshot != message.snapshot:
-                self._set_names(message.snapshot)
+            if before is None or before.newest != message.newest:
+                self._set_names(message.newest)
         elif isinstance(message, ReopenLogs):
             logs.reopen()
         else:

@@ -81,8 +81,8 @@ def run_admin(channel: Channel, slab: Slab, slots: int, listening: ListeningSock
         message, descriptors = received
         if isinstance(message, Status):
             states = ",".join(worker.state for worker in message.workers)
-            say(f"admin sees {message.snapshot.generation} {states} {len(descriptors)} draining={message.draining}")
-            if "known.test" in message.snapshot.names:
+            say(f"admin sees {message.newest.generation} {states} {len(descriptors)} draining={message.draining}")
+            if "known.test" in message.newest.names:
                 channel.send(Addresses({"known.test": ("127.0.0.1",)}))
         for descriptor in descriptors:
             os.close(descriptor)
