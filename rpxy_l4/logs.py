@@ -9,16 +9,18 @@ and counted.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
+import stat
 import time
 from pathlib import Path
 from typing import Final
 
 from rpxy_l4.limits import RateLimit
 
-# pipe(7): a write of at most PIPE_BUF bytes is atomic, and POLLOUT promises room for it.
+# pipe(7): a write of at most PIPE_BUF bytes comes through whole or not at all.
 _ATOMIC: Final = select.PIPE_BUF
 _FILE_MODE: Final = 0o640
 
@@ -36,14 +38,15 @@ class Sink:
 
         Raises OSError when the file cannot be opened.
         """
-        self._descriptor = descriptor
         self._path = path
+        self.descriptor = _own_description(descriptor) if path is None else _open(path)
+        """Where lines are written."""
+        # A file takes any length; on a pipe or a socket, several processes write side by side.
+        self._most = None if stat.S_ISREG(os.fstat(self.descriptor).st_mode) else _ATOMIC
+        self._poll = select.poll()
+        self._poll.register(self.descriptor, select.POLLOUT)
         self.dropped = 0
         """Lines that found no room, since the process started."""
-        if path is not None:
-            self._descriptor = _open(path)
-        self._poll = select.poll()
-        self._poll.register(self._descriptor, select.POLLOUT)
 
     def reopen(self) -> None:
         """Open the file by name again. When that fails, keep the old one and raise OSError."""
@@ -51,34 +54,50 @@ class Sink:
             return
         fresh = _open(self._path)
         # The number stays the same, so nothing that holds it needs to know.
-        os.dup2(fresh, self._descriptor, inheritable=False)
+        os.dup2(fresh, self.descriptor, inheritable=False)
         os.close(fresh)
 
     def write(self, lines: bytes) -> None:
-        """Write whole lines; what finds no room is dropped and counted. Never blocks on a pipe, never raises."""
-        if self._path is not None:
-            self._write(lines)
-            return
+        """Write whole lines; what finds no room is dropped and counted. Never blocks on a pipe, never raises.
+
+        A line that is longer than a pipe takes at once is dropped, too, unless it goes to a file.
+        """
         start = 0
         while start < len(lines):
             end = len(lines)
-            if end - start > _ATOMIC:
-                end = lines.rfind(b"\n", start, start + _ATOMIC) + 1 or lines.find(b"\n", start) + 1 or len(lines)
+            if self._most is not None and end - start > self._most:
+                end = lines.rfind(b"\n", start, start + self._most) + 1
+                if not end:
+                    start = lines.find(b"\n", start) + 1 or len(lines)
+                    self.dropped += 1
+                    continue
             if not self._write(lines[start:end]):
-                self.dropped += lines.count(b"\n", end)
+                self.dropped += lines.count(b"\n", start)
                 return
             start = end
 
     def _write(self, lines: bytes) -> bool:
         try:
+            # Where the description is shared and blocking after all, this is what keeps us from waiting.
             if not self._poll.poll(0):
-                self.dropped += lines.count(b"\n")
                 return False
-            os.write(self._descriptor, lines)
-        except OSError:  # the disk is full, or the reader is gone: there is nobody left to tell
-            self.dropped += lines.count(b"\n")
+            os.write(self.descriptor, lines)
+        except OSError:  # no room, a full disk, or the reader is gone: there is nobody left to tell
             return False
         return True
+
+
+def _own_description(descriptor: int) -> int:
+    """Return a non-blocking way to an inherited pipe or terminal, or the descriptor itself where there is none.
+
+    The flag belongs to the open file description, which we share with whoever started us: setting it would surprise
+    them. /proc gives us one of our own, unless the pipe belongs to another user.
+    """
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        with contextlib.suppress(OSError):
+            return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    return descriptor
 
 
 def _open(path: Path) -> int:
@@ -86,7 +105,7 @@ def _open(path: Path) -> int:
 
 
 class _EventHandler(logging.Handler):
-    """Formats events and keeps one kind of event from flooding the log."""
+    """Formats events and keeps one kind of event from flooding the log: errors that traffic can cause, that is."""
 
     def __init__(self, sink: Sink, role: str) -> None:
         super().__init__()
@@ -97,7 +116,9 @@ class _EventHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            repeated = self._limit.allow((record.name, record.levelno, record.msg), time.monotonic())
+            repeated: int | None = 0
+            if record.levelno > logging.INFO:
+                repeated = self._limit.allow((record.name, record.levelno, record.msg), time.monotonic())
             if repeated is None:
                 return
             text = record.getMessage()
@@ -129,6 +150,14 @@ class Logs:
         self.events = Sink(2, None if log_dir is None else log_dir / EVENT_FILE)
         self.handler = _EventHandler(self.events, role)
 
+    def descriptors(self) -> tuple[int, ...]:
+        """Return the descriptors in use, for whoever closes all others."""
+        return self.access.descriptor, self.events.descriptor
+
+    def rename(self, role: str) -> None:
+        """Name the process otherwise from now on: a forked child that goes on with its parent's logs."""
+        self.handler.role = role
+
     def reopen(self) -> None:
         """Open both files again by name; what cannot be opened stays as it was, and the event log says so."""
         for sink in (self.events, self.access):
@@ -146,7 +175,8 @@ def setup(role: str, log_dir: Path | None) -> Logs:
     """Make this process's logs and route the ``rpxy_l4`` loggers to them.
 
     ``role`` names the process in each line (``supervisor``, ``worker 0``, ``admin``). A forked child calls this again,
-    before its own ``run``, after it closed what it inherited. Raises OSError when a file cannot be opened.
+    before its own ``run``; those it inherited stay open. Raises OSError when a file cannot be opened, and then leaves
+    everything as it was.
     """
     logs = Logs(role, log_dir)
     EVENTS.handlers[:] = [logs.handler]

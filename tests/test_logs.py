@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,3 +116,43 @@ def test_a_fault_in_a_log_call_ends_nothing(tmp_path: Path) -> None:
     logging.getLogger("rpxy_l4.x").warning("%d", "not a number")
 
     assert "unprintable event" in (tmp_path / "rpxy-l4.log").read_text()
+
+
+def test_a_line_too_long_for_a_pipe_is_dropped_and_the_others_come_through() -> None:
+    reader, writer = os.pipe()
+    sink = Sink(writer, None)
+    sink.write(b"one\n" + b"x" * 5000 + b"\ntwo\n")
+
+    assert os.read(reader, 65536) == b"one\ntwo\n"
+    assert sink.dropped == 1
+    os.close(reader)
+    os.close(writer)
+    os.close(sink.descriptor)
+
+
+def test_writers_to_one_pipe_never_wait_for_each_other() -> None:
+    reader, writer = os.pipe()
+    sinks = [Sink(writer, None) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda sink=sink: [sink.write(b"y" * 3000 + b"\n") for _ in range(500)])
+        for sink in sinks
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+
+    assert not any(thread.is_alive() for thread in threads)
+    assert sum(sink.dropped for sink in sinks) >= 1500 - 65536 // 3001
+    os.close(reader)
+    os.close(writer)
+    for sink in sinks:
+        os.close(sink.descriptor)
+
+
+def test_what_the_program_itself_does_is_never_left_out_of_the_log(tmp_path: Path) -> None:
+    logs.setup("supervisor", tmp_path)
+    for number in range(50):
+        logging.getLogger("rpxy_l4.x").info("generation %d applied", number)
+
+    assert len((tmp_path / "rpxy-l4.log").read_text().splitlines()) == 50

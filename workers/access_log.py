@@ -17,6 +17,8 @@ from rpxy_l4.snapshot import Route
 from rpxy_l4.verdict import Match, Transport
 
 FLUSH_BYTES: Final = 65_536
+# What browsers offer fits many times; a client that offers kilobytes shall not fill the log.
+_ALPN_BYTES: Final = 128
 _PLAIN: Final = frozenset(range(0x21, 0x7F)) - set(b'"\\,=')
 
 
@@ -26,8 +28,15 @@ def endpoint(host: str, port: int) -> str:
 
 
 def alpn_text(names: tuple[bytes, ...]) -> str:
-    """Return ALPN names joined by commas, every byte that is not plain in hexadecimal."""
-    return ",".join("".join(chr(b) if b in _PLAIN else f"\\x{b:02x}" for b in name) for name in names)
+    """Return ALPN names joined by commas, every byte that is not plain in hexadecimal; a long list is cut off."""
+    known, wire = [], 0
+    for name in names:
+        wire += len(name) + 1
+        if wire > _ALPN_BYTES:
+            known.append("...")
+            break
+        known.append("".join(chr(b) if b in _PLAIN else f"\\x{b:02x}" for b in name))
+    return ",".join(known)
 
 
 def describe(

@@ -27,7 +27,7 @@ from rpxy_l4.router import Router
 from rpxy_l4.snapshot import Side, Snapshot, Target
 from rpxy_l4.timers import TimerTable
 from rpxy_l4.workers.access_log import AccessLog
-from rpxy_l4.workers.poller import Owner, Poller
+from rpxy_l4.workers.poller import Owner, Poller, give_up
 from rpxy_l4.workers.relay import Conduit
 
 EVENTS: Final = logging.getLogger(__name__)
@@ -78,8 +78,7 @@ class Alarm:
             try:
                 owner.on_deadline(self._poller.now)
             except Exception:  # noqa: BLE001  the loop's edge: a fault in one session must not end the others
-                EVENTS.exception("fault at a session's deadline; it was closed")
-                owner.abandon()
+                give_up(owner)
         self._poller.end_batch()
         self._arm()
 
@@ -126,9 +125,11 @@ class Context:
         self.log = log
         self.random = random.Random()  # noqa: S311  a choice of targets is no secret
         self.addresses: Resolved = {}
+        self._resuming = False
         self.demand = 0
         """Descriptors that the present sessions have or may come to need."""
-        self._supply = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVED_DESCRIPTORS
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._supply = max(limit - _RESERVED_DESCRIPTORS, limit // 2)
         self._rows = [slab.row(i) for i in range(slots)]
         self._targets: dict[int, memoryview] = {}
 
@@ -160,12 +161,15 @@ class Context:
 
     def again(self, owner: Owner) -> None:
         """Give ``owner`` another turn after the others had theirs."""
-        if self.poller.again(owner):
+        self.poller.again(owner)
+        if not self._resuming:
+            self._resuming = True
             self.loop.call_soon(self._resume)
 
     def _resume(self) -> None:
         self.poller.resume()
-        if self.poller.has_again:
+        self._resuming = self.poller.has_again
+        if self._resuming:
             self.loop.call_soon(self._resume)
 
 

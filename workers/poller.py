@@ -15,15 +15,17 @@ from typing import Final, Protocol
 
 EVENTS: Final = logging.getLogger(__name__)
 
-READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-"""Any of these: reading will say something."""
-ENDED: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-"""Any of these: an end of stream or an error is there to be read, behind what may still be queued."""
+READABLE: Final = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+"""Any of these: reading will say something. Urgent data (PRI) stops a read short of what is there."""
+ENDED: Final = select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+"""Any of these: a short read does not mean that the source is dry; more, an end or an error, is behind it."""
+RESET: Final = select.EPOLLERR
+"""The connection was reset or timed out; HUP alone also says that both ends closed in order."""
 BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
 """Any of these: nothing can be sent any more."""
 WRITABLE: Final = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
 
-STREAM: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+STREAM: Final = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 """Interest in a stream: registered once, both directions, edge-triggered."""
 LEVEL: Final = select.EPOLLIN
 """Interest in a listening or datagram socket."""
@@ -41,7 +43,16 @@ class Owner(Protocol):
         """Go on with what was left undone so that others had their turn."""
 
     def abandon(self) -> None:
-        """Let go of everything after a fault in this program. Must not raise."""
+        """Let go of everything after a fault in this program."""
+
+
+def give_up(owner: Owner) -> None:
+    """Close a session after a fault in this program, and log the exception being handled."""
+    EVENTS.exception("fault while serving a session; it was closed")
+    try:
+        owner.abandon()
+    except Exception:  # noqa: BLE001  as its callers: the rest of the batch must be served
+        EVENTS.exception("fault while closing a session after a fault")
 
 
 class Poller:
@@ -84,10 +95,9 @@ class Poller:
             self._epoll.unregister(sock)
         self._closing.append(sock)
 
-    def again(self, owner: Owner) -> bool:
-        """Call ``owner.on_again`` in the next batch. Returns whether the caller must make one happen."""
+    def again(self, owner: Owner) -> None:
+        """Call ``owner.on_again`` at the next :meth:`resume`, which the caller has to bring about."""
         self._again.append(owner)
-        return len(self._again) == 1
 
     def begin_batch(self) -> None:
         """Take the time for what follows; to be paired with :meth:`end_batch`."""
@@ -110,8 +120,7 @@ class Poller:
             try:
                 owner.on_event(descriptor, mask)
             except Exception:  # noqa: BLE001  the loop's edge: a fault in one session must not end the others
-                EVENTS.exception("fault while serving a session; it was closed")
-                owner.abandon()
+                give_up(owner)
         self.end_batch()
 
     def resume(self) -> None:
@@ -122,8 +131,7 @@ class Poller:
             try:
                 owner.on_again()
             except Exception:  # noqa: BLE001  as above
-                EVENTS.exception("fault while serving a session; it was closed")
-                owner.abandon()
+                give_up(owner)
         self.end_batch()
 
     @property

@@ -56,8 +56,8 @@ class Conduit:
 class Direction:
     """One direction. Owns neither socket."""
 
-    __slots__ = ("_cells", "_counter", "_ended", "_pending", "_pipe", "_piped", "done", "hup", "moved", "readable",
-                 "sink", "source")  # fmt: skip
+    __slots__ = ("_cells", "_counter", "_ended", "_pending", "_pipe", "_piped", "cut", "done", "hup", "moved",
+                 "readable", "sink", "source")  # fmt: skip
 
     def __init__(
         self, source: socket.socket, sink: socket.socket, cells: memoryview, counter: int, first: bytes | bytearray
@@ -70,6 +70,8 @@ class Direction:
         self.readable = True
         self.hup = False
         """The source has ended: read on to its end of stream, whatever a short read suggests."""
+        self.cut = False
+        """The source was reset: deliver what it had sent, but do not make that look complete."""
         self.done = False
         """Nothing will be moved any more."""
         self._cells = cells
@@ -108,6 +110,8 @@ class Direction:
                 return outcome
             if self._ended:
                 self.stop(conduit)
+                if self.cut:
+                    return Outcome.DONE
                 try:
                     self.sink.shutdown(socket.SHUT_WR)
                 except OSError:

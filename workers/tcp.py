@@ -62,6 +62,12 @@ _PAUSE: Final = 0.5
 
 _EXHAUSTED: Final = {errno.EMFILE: "EMFILE", errno.ENFILE: "ENFILE", errno.ENOBUFS: "ENOBUFS", errno.ENOMEM: "ENOMEM"}
 
+# accept(2): what had gone wrong with the connection while it was queued; the next one may be well.
+_GONE: Final = frozenset({
+    errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP,
+    errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET,
+})  # fmt: skip
+
 
 class TcpListener:
     """One listening socket of this slot. Owns its copy of it."""
@@ -111,9 +117,9 @@ class TcpListener:
                 client, address = self._socket.accept()
             except BlockingIOError:
                 return
-            except ConnectionAbortedError:  # gone while it was queued
-                continue
             except OSError as error:
+                if error.errno in _GONE:
+                    continue
                 self._out_of_resources(error)
                 return
             client.setblocking(False)
@@ -187,7 +193,9 @@ class TcpSession:
         "_first_eof",
         "_generation",
         "_half",
+        "_header_bytes",
         "_listener",
+        "_lost",
         "_match",
         "_remote",
         "_route",
@@ -224,6 +232,8 @@ class TcpSession:
         self._destination: tuple[str, int] | None = None
         self._stage = _Stage.DETECT
         self._buffer = bytearray()
+        self._header_bytes = 1
+        """Below this many bytes the PROXY header cannot be judged."""
         self._client_ended = False
         self._detector: TcpDetector | None = None
         self._detected = Detected.SKIPPED
@@ -239,6 +249,7 @@ class TcpSession:
         self._up: Direction | None = None
         self._down: Direction | None = None
         self._first_eof: Reason | None = None
+        self._lost: Reason | None = None
         self._again = False
         self._t_open = self._t_decided = self._t_connect = self._t_connected = context.poller.now
 
@@ -266,13 +277,16 @@ class TcpSession:
         stage = self._stage
         if stage is _Stage.RELAY:
             self._on_relay(descriptor, mask)
-        elif stage is _Stage.CONNECT:
+            return
+        if mask & poller.ENDED and descriptor == self._client.fileno():
+            # The edge will not come again: it must be known when relaying begins.
+            self._client_ended = True
+        if stage is _Stage.CONNECT:
             if descriptor == self._client.fileno():
-                self._client_ended = self._client_ended or bool(mask & poller.ENDED)
                 if mask & poller.BROKEN:
                     self.refuse(Rejection.CLIENT_GONE)
             elif mask & poller.WRITABLE:
-                self._on_connected()
+                self._on_connected(mask)
         elif stage is not _Stage.CLOSED and mask & poller.READABLE:
             self._read()
 
@@ -295,7 +309,7 @@ class TcpSession:
         """Go on relaying."""
         self._again = False
         for direction in (self._up, self._down):
-            if direction is not None and direction.readable and self._stage is _Stage.RELAY:
+            if direction is not None and direction.readable and not direction.done and self._stage is _Stage.RELAY:
                 self._pump(direction)
 
     def abandon(self) -> None:
@@ -321,7 +335,8 @@ class TcpSession:
                 self.refuse(Rejection.CLIENT_GONE)
                 return
             self._buffer += data
-            eof = self._client_ended = not data
+            eof = not data
+            self._client_ended = self._client_ended or eof
             if self._stage is _Stage.HEADER:
                 self._take_header(eof)
             if self._stage is _Stage.DETECT:
@@ -331,8 +346,11 @@ class TcpSession:
 
     def _take_header(self, eof: bool) -> None:
         """Go on to detection when the PROXY header is complete; refuse the session when it never will be."""
+        if len(self._buffer) < self._header_bytes and not eof:
+            return
         header = parse_proxy_header(bytes(self._buffer))
         if isinstance(header, NeedMore) and not eof:
+            self._header_bytes = header.total
             return
         if isinstance(header, NeedMore | NoMatch):
             self._count_header(accepted=False)
@@ -446,7 +464,7 @@ class TcpSession:
             self._context.poller.close(self._socket)
             self._socket = None
 
-    def _on_connected(self) -> None:
+    def _on_connected(self, mask: int) -> None:
         """Start relaying, or try the next target."""
         assert self._socket is not None  # noqa: S101  there is an attempt, or no such event
         assert self._target is not None  # noqa: S101  likewise
@@ -465,6 +483,7 @@ class TcpSession:
         self._up = Direction(self._client, self._socket, cells, T_BYTES_IN, first)
         self._down = Direction(self._socket, self._client, cells, T_BYTES_OUT, b"")
         self._up.hup = self._client_ended
+        self._down.hup = bool(mask & poller.ENDED)
         self._pump(self._up)
         if self._stage is _Stage.RELAY:
             self._pump(self._down)
@@ -498,6 +517,10 @@ class TcpSession:
                 self._pump(reader)
         if mask & poller.WRITABLE and writer.is_blocked and self._stage is _Stage.RELAY:
             self._pump(writer)
+        # Reading would say so, but nothing is read: after an orderly end, or while the target does not take what the
+        # client sent before it was reset. What a target sent before is still delivered: the client is there for it.
+        if mask & poller.RESET and self._stage is _Stage.RELAY and (reader.done or (reader is up and up.is_blocked)):
+            self._finish(Reason.CLIENT_RESET if reader is up else Reason.TARGET_RESET)
 
     def _pump(self, direction: Direction) -> None:
         outcome = direction.pump(self._context.conduit)
@@ -517,14 +540,16 @@ class TcpSession:
             if self._first_eof is None:
                 self._first_eof = Reason.CLIENT_EOF if upwards else Reason.TARGET_EOF
             if other.done:
-                self._finish(self._first_eof)
+                self._finish(self._lost or self._first_eof)
         elif outcome is Outcome.SOURCE_LOST:
-            self._finish(Reason.CLIENT_RESET if upwards else Reason.TARGET_RESET)
+            self._finish(self._lost or (Reason.CLIENT_RESET if upwards else Reason.TARGET_RESET))
         else:
             direction.stop(self._context.conduit)
+            self._lost = self._lost or (Reason.TARGET_RESET if upwards else Reason.CLIENT_RESET)
             if other.done:
-                self._finish(Reason.TARGET_RESET if upwards else Reason.CLIENT_RESET)
+                self._finish(self._lost)
                 return
+            other.cut = True
             # The other direction reads from the lost socket: what it sent before it was lost is still delivered.
             other.readable = other.hup = True
             self._pump(other)
@@ -540,18 +565,16 @@ class TcpSession:
 
     def refuse(self, rejection: Rejection) -> None:
         """Close a session that no target was found for, and count why."""
+        self._close()
         self._half.cells[L_REJECTED + REJECTION_INDEX[rejection]] += 1
         self._context.log.refused(
             f"{self._log_head()} reason={rejection.value}", rejection.value, self._context.poller.now
         )
-        self._close()
 
     def _finish(self, reason: Reason) -> None:
         """Close a session that was given to a target, and count and log its end."""
         assert self._target is not None  # noqa: S101  only once there is one
         context, now = self._context, self._context.poller.now
-        context.target_cells(self._target)[T_CLOSED + REASON_INDEX[reason]] += 1
-        observe(self._half.cells, L_SESSION_HISTOGRAM, SESSION_BUCKETS, now - self._t_open)
         if self._socket is not None:
             if reason is Reason.CLIENT_RESET:
                 stream.reset_on_close(self._socket)
@@ -562,12 +585,15 @@ class TcpSession:
         tried = f" tries={self._tries}" if self._tries > 1 else ""
         resolved = f" address={endpoint(self._address, self._target.port)}" if self._target.is_name else ""
         connect_ms = (self._t_connected - self._t_connect) * 1e3 if self._up is not None else 0.0
+        # First of all: a fault in what follows must not leave the session half closed, or count it twice.
+        self._close()
+        context.target_cells(self._target)[T_CLOSED + REASON_INDEX[reason]] += 1
+        observe(self._half.cells, L_SESSION_HISTOGRAM, SESSION_BUCKETS, now - self._t_open)
         context.log.session(
             f"{self._log_head()} target={self._target.text}{resolved}{tried} bytes_in={up} bytes_out={down}"
             f" detect_ms={(self._t_decided - self._t_open) * 1e3:.1f} connect_ms={connect_ms:.1f}"
             f" duration_ms={(now - self._t_open) * 1e3:.1f} reason={reason.value}"
         )
-        self._close()
 
     def _log_head(self) -> str:
         client = endpoint(*self._source)
@@ -581,6 +607,9 @@ class TcpSession:
         for direction in (self._up, self._down):
             if direction is not None:
                 direction.stop(self._context.conduit)
+        # The table of deadlines may hold this object for a while yet.
+        self._up = self._down = self._detector = None
+        self._buffer = bytearray()
         self._context.poller.close(self._client)
         self._drop_socket()
         self._listener.end_session(self)

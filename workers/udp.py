@@ -119,15 +119,17 @@ class UdpListener:
         if not self.accepts:
             half.cells[L_DROPPED + DROP_INDEX[Drop.DRAINING]] += 1
             return None
-        if context.open_sessions(Cell.UDP_OPENED, Cell.UDP_CLOSED) >= half.side.max_sessions:
-            half.cells[L_DROPPED + DROP_INDEX[Drop.LIMIT]] += 1
-            half.cells[L_REJECTED + REJECTION_INDEX[Rejection.LIMIT]] += 1
+        full = context.open_sessions(Cell.UDP_OPENED, Cell.UDP_CLOSED) >= half.side.max_sessions
+        if full or not context.has_descriptors:
+            rejection, drop = (Rejection.LIMIT, Drop.LIMIT) if full else (Rejection.RESOURCES, Drop.RESOURCES)
+            half.cells[L_DROPPED + DROP_INDEX[drop]] += 1
+            half.cells[L_REJECTED + REJECTION_INDEX[rejection]] += 1
             context.log.refused(
                 describe(
                     endpoint(*key[0][:2]), generation.snapshot.listener, Transport.UDP, Detected.SKIPPED, None, None
                 )
-                + f" reason={Rejection.LIMIT}",
-                Rejection.LIMIT,
+                + f" reason={rejection}",
+                rejection,
                 context.poller.now,
             )
             return None
@@ -162,6 +164,7 @@ class UdpFlow:
         "_held",
         "_idle",
         "_is_closed",
+        "_is_watched",
         "_key",
         "_last",
         "_listener",
@@ -204,6 +207,8 @@ class UdpFlow:
         self._cells: memoryview | None = None
         self._idle = 0.0
         self._is_closed = False
+        self._is_watched = False
+        """Whether it is in the table of deadlines, where it may be only once."""
         self._bytes_in = self._bytes_out = self._datagrams_in = self._datagrams_out = 0
         self._t_open = self._t_decided = self._last = context.poller.now
 
@@ -239,7 +244,7 @@ class UdpFlow:
         if len(undecided) >= _MAX_UNDECIDED:
             next(iter(undecided)).refuse(Rejection.RESOURCES, Drop.UNDECIDED)
         undecided[self] = None
-        self._context.alarm.add(self._t_open + _UNDECIDED_SECONDS, self)
+        self._watch(self._t_open + _UNDECIDED_SECONDS)
 
     def _decide(self, match: Match | None, detected: Detected) -> None:
         """Take the route that detection leads to, and send what was held."""
@@ -346,6 +351,7 @@ class UdpFlow:
 
     def on_deadline(self, now: float) -> None:
         """Stop waiting for the rest of a first flight, or end an idle flow."""
+        self._is_watched = False
         if self._is_closed:
             return
         if self._to_target is None:
@@ -357,7 +363,13 @@ class UdpFlow:
 
     def _watch_idleness(self) -> None:
         if self._idle != float("inf"):
-            self._context.alarm.add(self._last + self._idle, self)
+            self._watch(self._last + self._idle)
+
+    def _watch(self, deadline: float) -> None:
+        """Be called at a deadline, or at an earlier one that was asked for before."""
+        if not self._is_watched:
+            self._is_watched = True
+            self._context.alarm.add(deadline, self)
 
     # The end
 
@@ -366,14 +378,13 @@ class UdpFlow:
 
     def refuse(self, rejection: Rejection, drop: Drop) -> None:
         """Close a flow that no target was found for, and count why."""
-        self._drop(drop, len(self._held))
+        held = len(self._held)
+        self._close()
+        self._drop(drop, held)
         self._half.cells[L_REJECTED + REJECTION_INDEX[rejection]] += 1
         self._context.log.refused(
-            f"{self._describe()} datagrams_in={len(self._held)} reason={rejection}",
-            rejection,
-            self._context.poller.now,
+            f"{self._describe()} datagrams_in={held} reason={rejection}", rejection, self._context.poller.now
         )
-        self._close()
 
     def end(self) -> None:
         """Close now, because the worker stops or the listener is gone."""
@@ -396,6 +407,8 @@ class UdpFlow:
         assert self._target is not None  # noqa: S101  only once there is one
         assert self._cells is not None  # noqa: S101  likewise
         context, now = self._context, self._context.poller.now
+        # First of all: a fault in what follows must not leave the flow half closed, or count it twice.
+        self._close()
         self._cells[T_CLOSED + REASON_INDEX[reason]] += 1
         observe(self._half.cells, L_SESSION_HISTOGRAM, SESSION_BUCKETS, now - self._t_open)
         resolved = f" address={endpoint(self._address, self._target.port)}" if self._target.is_name else ""
@@ -405,7 +418,6 @@ class UdpFlow:
             f" detect_ms={(self._t_decided - self._t_open) * 1e3:.1f}"
             f" duration_ms={(now - self._t_open) * 1e3:.1f} reason={reason}"
         )
-        self._close()
 
     def _describe(self) -> str:
         host, port = self._client[:2]

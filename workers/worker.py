@@ -18,7 +18,7 @@ from rpxy_l4.control import Addresses, Applied, Apply, Drain, Draining, ReopenLo
 from rpxy_l4.logs import Logs
 from rpxy_l4.metrics.layout import MICROSECONDS, Cell
 from rpxy_l4.metrics.slab import Slab
-from rpxy_l4.net.channel import Channel
+from rpxy_l4.net.channel import Channel, DescriptorsLostError
 from rpxy_l4.snapshot import Bind
 from rpxy_l4.verdict import Transport
 from rpxy_l4.workers.access_log import AccessLog
@@ -56,12 +56,15 @@ class Worker:
         """Listeners that left the configuration but have flows, and until when they may keep them."""
         self._sessions: set[TcpSession] = set()
         self._undecided: dict[UdpFlow, None] = {}
+        self._dropped_before = (0, 0)
         self._drain_until: float | None = None
         self._tick_due = time.monotonic()
 
     def start(self) -> None:
         """Begin to listen to the supervisor and to beat."""
         row = self._context.row
+        # The slot's counters go on where the worker before left them.
+        self._dropped_before = (row[Cell.ACCESS_LINES_DROPPED], row[Cell.EVENT_LINES_DROPPED])
         row[Cell.DRAINING] = row[Cell.GENERATION] = row[Cell.LOOP_LAG] = 0
         self._loop.add_reader(self._channel.fileno(), self._on_channel)
         self._loop.add_reader(self._context.poller.fileno(), self._context.poller.dispatch)
@@ -81,9 +84,15 @@ class Worker:
                 received = self._channel.receive()
             except BlockingIOError:
                 return
+            except DescriptorsLostError:
+                # The supervisor will find that there is no answer.
+                EVENTS.error("out of descriptors: a message from the supervisor is lost")
+                continue
             if received is None:
                 self._loop.remove_reader(self._channel.fileno())
-                EVENTS.error("the supervisor is gone; finishing the sessions that are open")
+                EVENTS.error("the supervisor is gone; finishing the TCP sessions that are open")
+                # A new supervisor must be able to bind: the addresses may not stay ours for as long as flows live.
+                self._close_udp()
                 snapshot = self._generation.snapshot if self._generation is not None else None
                 self._drain(snapshot.drain_timeout if snapshot is not None else _DEFAULT_DRAIN)
                 return
@@ -116,13 +125,17 @@ class Worker:
         for bind in self._tcp.keys() - kept:
             self._tcp.pop(bind).close()
         for bind in self._udp.keys() - kept:
-            self._retired.append((self._udp.pop(bind), time.monotonic() + snapshot.drain_timeout))
+            udp = self._udp.pop(bind)
+            udp.accepts = False
+            self._retired.append((udp, time.monotonic() + snapshot.drain_timeout))
         for listener in self._tcp.values():
             listener.generation = generation
             listener.resume()
         for udp in self._udp.values():
             udp.generation = generation
-        for udp, _ in self._retired:
+        for place, (udp, _) in enumerate(self._retired):
+            if udp.accepts and udp.bind not in kept:  # it had come back, and leaves again
+                self._retired[place] = (udp, time.monotonic() + snapshot.drain_timeout)
             # An address that came back while its old socket still has flows: the kernel spreads clients over both.
             udp.accepts = udp.bind in kept
             udp.generation = generation
@@ -177,10 +190,15 @@ class Worker:
         self._context.poller.begin_batch()
         for session in list(self._sessions):
             session.end()
-        for udp in [*self._udp.values(), *(listener for listener, _ in self._retired)]:
-            udp.close()
+        self._close_udp()
         self._context.poller.end_batch()
         self._loop.stop()
+
+    def _close_udp(self) -> None:
+        for udp in [*self._udp.values(), *(listener for listener, _ in self._retired)]:
+            udp.close()
+        self._udp.clear()
+        self._retired.clear()
 
     # Signs of life
 
@@ -201,8 +219,8 @@ class Worker:
     def _publish(self) -> None:
         row = self._context.row
         row[Cell.HEARTBEAT] = time.monotonic_ns()
-        row[Cell.ACCESS_LINES_DROPPED] = self._access.dropped
-        row[Cell.EVENT_LINES_DROPPED] = self._logs.events.dropped
+        row[Cell.ACCESS_LINES_DROPPED] = self._dropped_before[0] + self._access.dropped
+        row[Cell.EVENT_LINES_DROPPED] = self._dropped_before[1] + self._logs.events.dropped
 
     def _title(self) -> None:
         generation = 0 if self._generation is None else self._generation.snapshot.generation

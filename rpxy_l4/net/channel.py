@@ -18,6 +18,10 @@ _INLINE: Final = b"i"
 _IN_MEMFD: Final = b"m"
 
 
+class DescriptorsLostError(Exception):
+    """Descriptors that came with a message found no room in this process."""
+
+
 class Channel:
     """One end. Never blocks; the other end's death is ``receive`` returning None."""
 
@@ -43,12 +47,16 @@ class Channel:
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> bool:
         """Send a message with copies of descriptors, which stay the caller's.
 
-        Returns False when the other end is gone, or has not read for so long that the queue is full.
+        Returns False when it was not delivered: the other end is gone, or has not read for so long that the queue is
+        full, or the system is short of something.
         """
         data = encode(message)
         if len(data) <= _INLINE_LIMIT:
             return self._send(_INLINE + data, descriptors)
-        carrier = os.memfd_create("rpxy-l4-message", os.MFD_CLOEXEC)
+        try:
+            carrier = os.memfd_create("rpxy-l4-message", os.MFD_CLOEXEC)
+        except OSError:
+            return False
         try:
             with open(carrier, "wb", closefd=False) as file:
                 file.write(data)
@@ -59,21 +67,26 @@ class Channel:
     def _send(self, data: bytes, descriptors: Sequence[int]) -> bool:
         try:
             socket.send_fds(self._socket, [data], descriptors)
-        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+        except OSError:  # gone, full, or the system is short of something: in each case it was not delivered
             return False
         return True
 
     def receive(self) -> tuple[Message, list[int]] | None:
         """Return the next message and its descriptors, which are now the caller's; None at EOF.
 
-        Raises BlockingIOError when there is nothing to read.
+        Raises BlockingIOError when there is nothing to read, DescriptorsLostError when this process had no room for the
+        descriptors; the message is lost then, too.
         """
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._socket, _INLINE_LIMIT + 1, MAX_DESCRIPTORS)
+            data, descriptors, flags, _ = socket.recv_fds(self._socket, _INLINE_LIMIT + 1, MAX_DESCRIPTORS)
         except ConnectionResetError:
             return None
         if not data:
             return None
+        if flags & socket.MSG_CTRUNC:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise DescriptorsLostError
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
         if data[:1] == _IN_MEMFD:

@@ -65,3 +65,8 @@ def test_a_flood_of_refusals_is_summed_up(tmp_path: Path) -> None:
     lines = (tmp_path / "access.log").read_text().splitlines()
     assert len(lines) == 11
     assert "repeated=990" in lines[-1]
+
+
+def test_a_client_that_offers_kilobytes_of_alpn_does_not_fill_the_log() -> None:
+    assert len(alpn_text((b"\x01" * 255,) * 60)) < 1000
+    assert alpn_text((b"h2", b"x" * 200, b"h3")) == "h2,..."
