@@ -63,6 +63,11 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
+class NotApplied:
+    """Worker to supervisor: out of descriptors, so a message was lost. Send the configuration again in a while."""
+
+
+@dataclass(frozen=True, slots=True)
 class Draining:
     """Worker to supervisor: nothing new is accepted any more."""
 
@@ -87,6 +92,8 @@ class Status:
     """The next one, whose names and admin address are wanted already."""
     directory: Directory
     workers: tuple[WorkerStatus, ...]
+    worker_cpu: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    """User and system CPU seconds of the processes that filled a slot and have ended."""
     restarts: Mapping[str, int] = field(default_factory=dict)
     """Unplanned restarts by cause: ``exit``, ``signal``, ``heartbeat``."""
     reloads: Mapping[str, int] = field(default_factory=dict)
@@ -102,7 +109,7 @@ class Status:
         return self.incoming or self.snapshot
 
 
-Message = Apply | Addresses | Drain | ReopenLogs | Applied | Draining | Status
+Message = Apply | Addresses | Drain | ReopenLogs | Applied | NotApplied | Draining | Status
 
 
 def encode(message: Message) -> bytes:

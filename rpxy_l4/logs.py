@@ -45,6 +45,8 @@ class Sink:
         self._most = None if stat.S_ISREG(os.fstat(self.descriptor).st_mode) else _ATOMIC
         self._poll = select.poll()
         self._poll.register(self.descriptor, select.POLLOUT)
+        self._is_torn = False
+        """The last write ended within a line: the next one begins a new one."""
         self.dropped = 0
         """Lines that found no room, since the process started."""
 
@@ -81,7 +83,12 @@ class Sink:
             # Where the description is shared and blocking after all, this is what keeps us from waiting.
             if not self._poll.poll(0):
                 return False
-            os.write(self.descriptor, lines)
+            torn, self._is_torn = self._is_torn, False
+            if torn:
+                lines = b"\n" + lines
+            if os.write(self.descriptor, lines) < len(lines):  # the disk is full
+                self._is_torn = True
+                return False
         except OSError:  # no room, a full disk, or the reader is gone: there is nobody left to tell
             return False
         return True

@@ -47,6 +47,14 @@ class Bind:
         return f"{self.transport} {host}:{self.port}"
 
 
+def covers(bind: Bind, other: Bind) -> bool:
+    """Whether ``bind`` receives what is sent to ``other`` when nothing listens there."""
+    same_family = (":" in bind.host) == (":" in other.host)
+    is_wildcard = bind.host in {"0.0.0.0", "::"}  # noqa: S104  compared, not bound
+    same_place = (bind.transport, bind.port) == (other.transport, other.port)
+    return same_place and (bind.host == other.host or (is_wildcard and same_family))
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Whom a route connects to. Names are resolved elsewhere; see ``Addresses`` in the workers."""

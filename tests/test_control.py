@@ -3,7 +3,18 @@ from __future__ import annotations
 import pytest
 
 from rpxy_l4 import control
-from rpxy_l4.control import Addresses, Applied, Apply, Drain, Draining, Message, ReopenLogs, Status, WorkerStatus
+from rpxy_l4.control import (
+    Addresses,
+    Applied,
+    Apply,
+    Drain,
+    Draining,
+    Message,
+    NotApplied,
+    ReopenLogs,
+    Status,
+    WorkerStatus,
+)
 from rpxy_l4.metrics.layout import Directory, ListenerSeries
 from rpxy_l4.snapshot import Bind, Snapshot
 from rpxy_l4.verdict import Transport
@@ -21,6 +32,7 @@ _SNAPSHOT = Snapshot(generation=3, sha256="ab", listener=":8448", binds=(_BIND,)
         ReopenLogs(),
         Applied(3),
         Draining(),
+        NotApplied(),
         Status(
             snapshot=_SNAPSHOT,
             directory=Directory({ListenerSeries(":8448", Transport.TCP): 0}),

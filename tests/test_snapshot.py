@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from rpxy_l4.snapshot import Bind, Route, Side, Snapshot, Target
+from rpxy_l4.snapshot import Bind, Route, Side, Snapshot, Target, covers
 from rpxy_l4.verdict import Protocol, Transport
 
 
@@ -16,6 +16,19 @@ _OTHER = Target("b.example:1", "b.example", 1, is_name=True)
 def test_a_bind_reads_as_an_operator_would_write_it() -> None:
     assert str(Bind(Transport.TCP, "127.0.0.1", 8448)) == "tcp 127.0.0.1:8448"
     assert str(Bind(Transport.UDP, "::", 53)) == "udp [::]:53"
+
+
+def test_a_wildcard_address_covers_the_addresses_of_its_family() -> None:
+    def udp(host: str, port: int = 53) -> Bind:
+        return Bind(Transport.UDP, host, port)
+
+    assert covers(udp("0.0.0.0"), udp("127.0.0.1"))
+    assert covers(udp("127.0.0.1"), udp("127.0.0.1"))
+    assert covers(udp("::"), udp("::1"))
+    assert not covers(udp("::"), udp("127.0.0.1"))
+    assert not covers(udp("127.0.0.1"), udp("0.0.0.0"))
+    assert not covers(udp("0.0.0.0"), udp("127.0.0.1", 54))
+    assert not covers(udp("0.0.0.0"), Bind(Transport.TCP, "127.0.0.1", 53))
 
 
 def test_only_what_some_entry_asks_for_is_wanted() -> None:

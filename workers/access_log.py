@@ -52,11 +52,14 @@ def describe(
 class AccessLog:
     """Collects lines and writes them in batches; the worker flushes it soon after the first line and at its end."""
 
-    def __init__(self, sink: Sink, slot: int, on_pending: Callable[[], object]) -> None:
-        """Write to ``sink``, which stays the caller's; ``on_pending`` is called when there is something to flush."""
+    def __init__(self, sink: Sink, number: int, on_pending: Callable[[], object]) -> None:
+        """Write the lines of worker ``number`` to ``sink``, which stays the caller's.
+
+        ``on_pending`` is called when there is something to flush.
+        """
         self._sink = sink
         self._on_pending = on_pending
-        self._tail = f" worker={slot}\n"
+        self._tail = f" worker={number}\n"
         self._lines: list[str] = []
         self._size = 0
         # Scanners and floods are refused by the thousand: of each reason, ten lines a second tell the story.

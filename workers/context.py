@@ -150,10 +150,9 @@ class Context:
         """Return how many are open over all workers; another worker's last microseconds may be missing."""
         return sum(row[opened] - row[closed] for row in self._rows)
 
-    @property
-    def has_descriptors(self) -> bool:
-        """Whether another session would get the descriptors it may come to need."""
-        return self.demand + 2 * self.conduit.pipes.lent < self._supply
+    def has_descriptors(self, share: float = 1.0) -> bool:
+        """Whether another session would get the descriptors it may come to need, within a share of all there are."""
+        return self.demand + 2 * self.conduit.pipes.lent < self._supply * share
 
     def resolve(self, target: Target) -> Sequence[str]:
         """Return the IP literals of a target; empty while its name has none."""

@@ -57,6 +57,8 @@ _ACCEPT_BATCH: Final = 64
 _READ_BYTES: Final = 65_536
 _DESCRIPTORS: Final = 2
 """Of a session: the client's socket and the target's."""
+_CUT_SECONDS: Final = 30.0
+"""How long one end may take to read what the other had sent before it was reset."""
 _PAUSE: Final = 0.5
 """Seconds without accepting after the machine ran out of something."""
 
@@ -110,7 +112,7 @@ class TcpListener:
     def accept(self, most: int) -> None:
         """Accept what is queued, at most ``most`` connections."""
         for _ in range(most):
-            if not self._context.has_descriptors:
+            if not self._context.has_descriptors():
                 self._out_of_resources(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
                 return
             try:
@@ -291,12 +293,14 @@ class TcpSession:
             self._read()
 
     def on_deadline(self, now: float) -> None:
-        """Give up waiting for the client's first bytes or for the target, where that is what happens."""
+        """Give up waiting for the client's first bytes, for the target, or for the rest of a cut-off stream."""
         stage = self._stage
-        if stage >= _Stage.RELAY or not self._deadline:
+        if stage is _Stage.CLOSED or not self._deadline:
             return
         if now < self._deadline:
             self._context.alarm.add(self._deadline, self)
+        elif stage is _Stage.RELAY:
+            self._finish(self._lost or Reason.INTERNAL)
         elif stage is _Stage.HEADER:
             self._count_header(accepted=False)
             self.refuse(Rejection.PROXY_HEADER)
@@ -550,6 +554,7 @@ class TcpSession:
                 self._finish(self._lost)
                 return
             other.cut = True
+            self._set_deadline(self._context.poller.now + _CUT_SECONDS)
             # The other direction reads from the lost socket: what it sent before it was lost is still delivered.
             other.readable = other.hup = True
             self._pump(other)

@@ -50,8 +50,15 @@ _BATCH: Final = 64
 """Receive calls on one socket before others have their turn."""
 _UNDECIDED_SECONDS: Final = 1.0
 """A first flight arrives within a round trip; after this, what came goes to the default target."""
+_MAX_HELD: Final = 16_384
+"""Bytes of a first flight that are kept to be sent again to another target."""
 _MAX_UNDECIDED: Final = 1024
 """Flows of one worker that may wait for the rest of their first flight; each holds at most about 16 KiB."""
+
+_SHARE: Final = 0.75
+"""Of the descriptors: a flood of datagrams from made-up addresses must leave some for connections."""
+_QUIET_SECONDS: Final = 5.0
+"""Flows have no end of their own: a stopping worker waits for those in use, not for those that may be again."""
 
 ClientAddress = tuple[str, int] | tuple[str, int, int, int]
 Key = tuple[ClientAddress, bytes]
@@ -120,7 +127,7 @@ class UdpListener:
             half.cells[L_DROPPED + DROP_INDEX[Drop.DRAINING]] += 1
             return None
         full = context.open_sessions(Cell.UDP_OPENED, Cell.UDP_CLOSED) >= half.side.max_sessions
-        if full or not context.has_descriptors:
+        if full or not context.has_descriptors(_SHARE):
             rejection, drop = (Rejection.LIMIT, Drop.LIMIT) if full else (Rejection.RESOURCES, Drop.RESOURCES)
             half.cells[L_DROPPED + DROP_INDEX[drop]] += 1
             half.cells[L_REJECTED + REJECTION_INDEX[rejection]] += 1
@@ -152,6 +159,7 @@ class UdpFlow:
         "_address",
         "_bytes_in",
         "_bytes_out",
+        "_candidates",
         "_cells",
         "_client",
         "_context",
@@ -176,6 +184,7 @@ class UdpFlow:
         "_target",
         "_to_client",
         "_to_target",
+        "_tries",
     )
 
     def __init__(
@@ -198,13 +207,17 @@ class UdpFlow:
         self._to_target: Sender | None = None
         self._socket: socket.socket | None = None
         self._detector: UdpDetector | None = None
+        self._candidates: list[tuple[Target, str]] = []
+        """Targets to go on to if this one refuses; empty once it has answered."""
         self._held: list[bytes] = []
+        """What the client sent and no target has answered."""
         self._match: Match | None = None
         self._detected = Detected.SKIPPED
         self._route: Route | None = None
         self._target: Target | None = None
         self._address = ""
         self._cells: memoryview | None = None
+        self._tries = 0
         self._idle = 0.0
         self._is_closed = False
         self._is_watched = False
@@ -218,6 +231,8 @@ class UdpFlow:
         """Forward what the client sent, or hold it while the flow is undecided."""
         self._last = self._context.poller.now
         if self._to_target is not None:
+            if self._candidates:
+                self._hold(data, segment)
             self._forward(self._to_target, data, segment)
             return
         first = not self._held
@@ -238,6 +253,17 @@ class UdpFlow:
                 return
         if first:
             self._wait_for_more()
+
+    def _hold(self, data: memoryview, segment: int) -> None:
+        """Keep what would have to be sent again to another target, or stop keeping when it becomes too much."""
+        self._held.extend(bytes(part) for part in datagram.split(data, segment))
+        if sum(map(len, self._held)) > _MAX_HELD:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Stay with this target for good."""
+        self._candidates.clear()
+        self._held.clear()
 
     def _wait_for_more(self) -> None:
         undecided = self._listener.undecided
@@ -262,7 +288,12 @@ class UdpFlow:
         if self._route is None:
             self.refuse(Rejection.NO_ROUTE, Drop.NO_ROUTE)
             return
-        self._open_target(self._route)
+        self._candidates = list(self._rank(self._route))
+        self._idle = self._route.idle_lifetime
+        if self._open_target():
+            self._watch_idleness()
+        elif not self._is_closed:
+            self.refuse(Rejection.NO_TARGET, Drop.NO_TARGET)
 
     def _rank(self, route: Route) -> Iterator[tuple[Target, str]]:
         context = self._context
@@ -273,31 +304,48 @@ class UdpFlow:
             ):
                 yield target, address
 
-    def _open_target(self, route: Route) -> None:
-        """Open the socket towards the first target that there is a way to."""
+    def _open_target(self) -> bool:
+        """Open the socket towards the next candidate that there is a way to, and send what is held.
+
+        False when there is no other, or when the flow had to be closed for want of resources.
+        """
         context = self._context
-        for target, address in self._rank(route):
+        while self._candidates:
+            target, address = self._candidates.pop(0)
             try:
-                self._socket = datagram.open_towards(address, target.port)
-                context.poller.add(self._socket, self, poller.LEVEL)
+                fresh = datagram.open_towards(address, target.port)
+                context.poller.add(fresh, self, poller.LEVEL)
             except OSError as error:
                 EVENTS.warning("cannot open a flow to target %s (%s): %s", target.text, address, error.strerror)
-                self._drop_socket()
                 if error.errno in _OUT_OF_RESOURCES:
-                    self.refuse(Rejection.RESOURCES, Drop.RESOURCES)
-                    return
+                    if self._target is None:
+                        self.refuse(Rejection.RESOURCES, Drop.RESOURCES)
+                    return False
                 continue
-            self._target, self._address = target, address
+            self._drop_socket()
+            if self._cells is not None:
+                self._cells[T_CLOSED + REASON_INDEX[Reason.CONNECT_REFUSED]] += 1
+            self._socket, self._target, self._address = fresh, target, address
             self._cells = context.target_cells(target)
             self._cells[T_OPENED] += 1
-            self._to_target = Sender(self._socket)
-            self._idle = route.idle_lifetime
-            held, self._held = self._held, []
-            for part in held:
+            self._bytes_in = self._datagrams_in = 0
+            self._tries += 1
+            self._to_target = Sender(fresh)
+            for part in tuple(self._held):
                 self._forward(self._to_target, memoryview(part), len(part))
-            self._watch_idleness()
-            return
-        self.refuse(Rejection.NO_TARGET, Drop.NO_TARGET)
+                if self._socket is not fresh:  # refused meanwhile, and gone on to another target with all that is held
+                    return True
+            if not self._candidates:
+                self._settle()
+            return True
+        return False
+
+    def _target_refuses(self) -> bool:
+        """Handle an ICMP error instead of an answer; whether the flow has another target now, which got all again."""
+        self._drop(Drop.ICMP, 1)
+        if self._target is not None:
+            EVENTS.warning("target %s (%s) refuses datagrams", self._target.text, self._address)
+        return bool(self._candidates) and self._open_target()
 
     def _forward(self, sender: Sender, data: memoryview, segment: int) -> None:
         """Send to the target and count."""
@@ -306,7 +354,8 @@ class UdpFlow:
                 sender.send(data, segment)
             except ConnectionRefusedError:
                 # The answer to an earlier datagram, which is lost; this one was not sent yet (udp(7)).
-                self._drop(Drop.ICMP, 1)
+                if self._target_refuses():
+                    return
                 sender.send(data, segment)
         except OSError as error:
             self._drop(_drop_of(error), datagram.count(len(data), segment))
@@ -332,8 +381,11 @@ class UdpFlow:
             except BlockingIOError:
                 return
             except OSError:  # an ICMP error: the target may be back in a moment, so the flow lives on
-                self._drop(Drop.ICMP, 1)
+                if self._target_refuses():
+                    return
                 continue
+            if self._candidates:
+                self._settle()
             self._last = context.poller.now
             parts = datagram.count(amount, segment)
             try:
@@ -412,8 +464,9 @@ class UdpFlow:
         self._cells[T_CLOSED + REASON_INDEX[reason]] += 1
         observe(self._half.cells, L_SESSION_HISTOGRAM, SESSION_BUCKETS, now - self._t_open)
         resolved = f" address={endpoint(self._address, self._target.port)}" if self._target.is_name else ""
+        tried = f" tries={self._tries}" if self._tries > 1 else ""
         context.log.session(
-            f"{self._describe()} target={self._target.text}{resolved} bytes_in={self._bytes_in}"
+            f"{self._describe()} target={self._target.text}{resolved}{tried} bytes_in={self._bytes_in}"
             f" bytes_out={self._bytes_out} datagrams_in={self._datagrams_in} datagrams_out={self._datagrams_out}"
             f" detect_ms={(self._t_decided - self._t_open) * 1e3:.1f}"
             f" duration_ms={(now - self._t_open) * 1e3:.1f} reason={reason}"
@@ -429,9 +482,14 @@ class UdpFlow:
             self._context.poller.close(self._socket)
             self._socket = None
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it carries nothing just now that would be worth waiting for."""
+        return self._context.poller.now - self._last > _QUIET_SECONDS
+
     def _close(self) -> None:
         self._is_closed = True
-        self._held.clear()
+        self._settle()
         self._drop_socket()
         self._listener.undecided.pop(self, None)
         self._listener.forget(self._key)

@@ -10,16 +10,17 @@ import asyncio
 import logging
 import socket
 import time
+from collections.abc import Iterator
 from typing import Final
 
 from setproctitle import setproctitle
 
-from rpxy_l4.control import Addresses, Applied, Apply, Drain, Draining, ReopenLogs
+from rpxy_l4.control import Addresses, Applied, Apply, Drain, Draining, NotApplied, ReopenLogs
 from rpxy_l4.logs import Logs
 from rpxy_l4.metrics.layout import MICROSECONDS, Cell
 from rpxy_l4.metrics.slab import Slab
 from rpxy_l4.net.channel import Channel, DescriptorsLostError
-from rpxy_l4.snapshot import Bind
+from rpxy_l4.snapshot import Bind, covers
 from rpxy_l4.verdict import Transport
 from rpxy_l4.workers.access_log import AccessLog
 from rpxy_l4.workers.context import Context, Generation
@@ -47,7 +48,7 @@ class Worker:
         self._slots = slots
         self._channel = channel
         self._logs = logs
-        self._access = AccessLog(logs.access, slot, lambda: loop.call_later(_FLUSH_DELAY, self._access.flush))
+        self._access = AccessLog(logs.access, slot + 1, lambda: loop.call_later(_FLUSH_DELAY, self._access.flush))
         self._context = Context(loop, slot, slots, slab, self._access)
         self._generation: Generation | None = None
         self._tcp: dict[Bind, TcpListener] = {}
@@ -57,6 +58,8 @@ class Worker:
         self._sessions: set[TcpSession] = set()
         self._undecided: dict[UdpFlow, None] = {}
         self._dropped_before = (0, 0)
+        self._reported = 0
+        """Dropped access lines that the event log knows of."""
         self._drain_until: float | None = None
         self._tick_due = time.monotonic()
 
@@ -85,8 +88,8 @@ class Worker:
             except BlockingIOError:
                 return
             except DescriptorsLostError:
-                # The supervisor will find that there is no answer.
-                EVENTS.error("out of descriptors: a message from the supervisor is lost")
+                EVENTS.error("out of descriptors: a message from the supervisor could not be taken")
+                self._channel.send(NotApplied())
                 continue
             if received is None:
                 self._loop.remove_reader(self._channel.fileno())
@@ -116,6 +119,9 @@ class Worker:
         self._generation = generation = Generation(snapshot, context)
         for bind, descriptor in zip(message.attached, descriptors, strict=True):
             sock = socket.socket(fileno=descriptor)
+            if bind in self._tcp or bind in self._udp:  # sent again, because an answer was lost
+                sock.close()
+                continue
             if bind.transport is Transport.TCP:
                 self._tcp[bind] = TcpListener(context, bind, sock, self._sessions)
             else:
@@ -125,19 +131,16 @@ class Worker:
         for bind in self._tcp.keys() - kept:
             self._tcp.pop(bind).close()
         for bind in self._udp.keys() - kept:
-            udp = self._udp.pop(bind)
-            udp.accepts = False
-            self._retired.append((udp, time.monotonic() + snapshot.drain_timeout))
+            self._retired.append((self._udp.pop(bind), time.monotonic() + snapshot.drain_timeout))
         for listener in self._tcp.values():
             listener.generation = generation
             listener.resume()
         for udp in self._udp.values():
             udp.generation = generation
-        for place, (udp, _) in enumerate(self._retired):
-            if udp.accepts and udp.bind not in kept:  # it had come back, and leaves again
-                self._retired[place] = (udp, time.monotonic() + snapshot.drain_timeout)
-            # An address that came back while its old socket still has flows: the kernel spreads clients over both.
-            udp.accepts = udp.bind in kept
+        for udp, _ in self._retired:
+            # While its old socket has flows, the kernel goes on giving it clients of an address that came back, or that
+            # a wildcard address now covers.
+            udp.accepts = any(covers(bind, udp.bind) for bind in kept)
             udp.generation = generation
         self._close_retired()
         context.poller.end_batch()
@@ -149,7 +152,7 @@ class Worker:
         """Close retired listeners that have no flows any more, or no time."""
         now, kept = time.monotonic(), []
         for listener, until in self._retired:
-            if listener.accepts or (listener.flows and now < until):
+            if listener.flows and now < until:
                 kept.append((listener, until))
             else:
                 listener.close()
@@ -157,10 +160,17 @@ class Worker:
 
     # The end
 
+    def _flows(self) -> Iterator[UdpFlow]:
+        for listener in [*self._udp.values(), *(listener for listener, _ in self._retired)]:
+            yield from listener.flows.values()
+
     @property
     def _open(self) -> int:
-        flows = sum(len(listener.flows) for listener in self._udp.values())
-        return len(self._sessions) + flows + sum(len(listener.flows) for listener, _ in self._retired)
+        return len(self._sessions) + sum(1 for _ in self._flows())
+
+    @property
+    def _worth_waiting_for(self) -> bool:
+        return bool(self._sessions) or not all(flow.is_quiet for flow in self._flows())
 
     def _drain(self, timeout: float) -> None:
         until = time.monotonic() + timeout
@@ -182,12 +192,14 @@ class Worker:
 
     def _check_drained(self) -> None:
         assert self._drain_until is not None  # noqa: S101  set before the first call
-        if self._open and time.monotonic() < self._drain_until:
+        self._context.poller.begin_batch()
+        is_late = time.monotonic() >= self._drain_until
+        if self._worth_waiting_for and not is_late:
+            self._context.poller.end_batch()
             self._loop.call_later(_DRAIN_TICK, self._check_drained)
             return
         if self._open:
-            EVENTS.warning("ending %d sessions that did not end in time", self._open)
-        self._context.poller.begin_batch()
+            EVENTS.info("closing what is still open: %d sessions%s", self._open, "" if is_late else ", all quiet flows")
         for session in list(self._sessions):
             session.end()
         self._close_udp()
@@ -219,6 +231,9 @@ class Worker:
     def _publish(self) -> None:
         row = self._context.row
         row[Cell.HEARTBEAT] = time.monotonic_ns()
+        if self._access.dropped > self._reported:
+            EVENTS.warning("access log: lines found no room: %d", self._access.dropped - self._reported)
+            self._reported = self._access.dropped
         row[Cell.ACCESS_LINES_DROPPED] = self._dropped_before[0] + self._access.dropped
         row[Cell.EVENT_LINES_DROPPED] = self._dropped_before[1] + self._logs.events.dropped
 

@@ -79,7 +79,7 @@ T_CONNECTS: Final = T_CLOSED + len(Reason)
 T_CONNECT_HISTOGRAM: Final = T_CONNECTS + len(ConnectResult)
 TARGET_CELLS: Final = T_CONNECT_HISTOGRAM + len(CONNECT_BUCKETS) + 2
 
-MAX_LISTENERS: Final = 256
+MAX_LISTENERS: Final = 1024
 MAX_TARGETS: Final = 16_384
 """Blocks a row has room for. Untouched pages of the slab cost no memory, so this is address space, not use."""
 

@@ -15,10 +15,15 @@ from rpxy_l4.endings import ConnectResult
 PIPE_BYTES: Final = 1 << 20
 """Wanted capacity of a pipe: /proc/sys/fs/pipe-max-size allows this to unprivileged users by default."""
 
+KEEPALIVE_SECONDS: Final = 60
+"""A silent connection is asked for a sign of life after this time, and then every 75 seconds, nine times (tcp(7))."""
+
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
-_KEEPALIVE_OPTIONS: Final = (
+_TARGET_OPTIONS: Final = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    # Two hours by default: too long to hold a session for a machine that is gone.
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS),
 )
 
 
@@ -31,7 +36,7 @@ def connect(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        for option in _KEEPALIVE_OPTIONS:
+        for option in _TARGET_OPTIONS:
             sock.setsockopt(*option)
         with contextlib.suppress(BlockingIOError):
             sock.connect((host, port))
