@@ -248,7 +248,8 @@ target = ["{http3.text}"]
         # No UDP flow was lost to a reload: each kept its one socket until its worker was killed.
         assert sources_before_the_kill == len(flows)
         lost_flows = proxy.metric("sessions_closed_total", reason="worker_lost", protocol="udp", route="vpn")
-        assert len(vpn.sources) == len(flows) + lost_flows
+        assert 0 < lost_flows < len(flows)
+        assert len(vpn.sources) <= len(flows) + lost_flows  # a port may have been given out a second time
 
         # No connection failed but those of the killed worker, at that moment.
         unexplained = [
@@ -260,7 +261,7 @@ target = ["{http3.text}"]
         assert len(long_ones) <= lost
         assert 0 < lost < len(connections)
 
-        assert all(count > SECONDS for count in crowd.done.values()), crowd.done
+        assert all(count > SECONDS / 2 for count in crowd.done.values()), crowd.done
         assert proxy.metric("worker_restarts_total") == 1
         assert proxy.metric("config_reloads_total", result="success") == SECONDS
         eventually(lambda: proxy.metric("sessions", protocol="tcp") == 0, "no session is left over")

@@ -166,6 +166,7 @@ async def http3_get(
         server_name=server_name,
         verify_mode=ssl.CERT_NONE,
         session_ticket=ticket,
+        idle_timeout=PATIENCE / 2,
         original_version=version,
         supported_versions=[version],
     )

@@ -30,11 +30,11 @@ class Namespaces:
     def __enter__(self) -> Self:
         program("ip")
         for full in self._full.values():
-            made = run("ip", "netns", "add", full)
-            if made.returncode != 0:
-                self.__exit__(None, None, None)
-                pytest.skip(f"network namespaces are refused here: {made.stdout.strip()}")
-            _ip("-n", full, "link", "set", "lo", "up")
+            for command in (("netns", "add", full), ("-n", full, "link", "set", "lo", "up")):
+                made = run("ip", *command)
+                if made.returncode != 0:
+                    self.__exit__(None, None, None)
+                    pytest.skip(f"network namespaces are refused here: {made.stdout.strip()}")
         return self
 
     def __exit__(

@@ -315,11 +315,11 @@ class Proxy:
             connection.close()
 
     def metrics_text(self) -> str:
-        """``GET /metrics``, as soon as the admin process answers."""
+        """``GET /metrics``, as soon as the admin process answers and has been told the configuration."""
 
         def fetch() -> str | None:
             status, text = self.get("/metrics")
-            return text if status == 200 else None
+            return text if status == 200 and "rpxy_l4_config_info{" in text else None
 
         return eventually(fetch, "/metrics answers") or ""
 
