@@ -1,32 +1,31 @@
-"""The command line. The only place that knows the supervisor and what its children do."""
+"""The command line. The only place that knows the supervisor and what its children do.
+
+Each command imports what it needs: loading all of it takes a while, and a program that is to serve must not be ended
+by a HUP meanwhile.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import platform
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from rpxy_l4 import logs
-from rpxy_l4.config.compile import summary
-from rpxy_l4.config.schema import json_schema
 from rpxy_l4.errors import ConfigError
-from rpxy_l4.metrics.layout import Directory
-from rpxy_l4.metrics.slab import Slab
-from rpxy_l4.net.channel import Channel
-from rpxy_l4.net.kernel import features
-from rpxy_l4.net.listen import BindError, ListeningSocket
-from rpxy_l4.net.lookup import why_unresolved
-from rpxy_l4.supervisor.main import Supervisor
-from rpxy_l4.supervisor.reload import load, read_content
+from rpxy_l4.supervisor.signals import hold
 from rpxy_l4.supervisor.status import ExitStatus
 from rpxy_l4.version import VERSION
+
+if TYPE_CHECKING:
+    from rpxy_l4.metrics.slab import Slab
+    from rpxy_l4.net.channel import Channel
+    from rpxy_l4.net.listen import ListeningSocket
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -55,21 +54,50 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program with these arguments, by default those of the process; return its exit status."""
+    _fill_standard_streams()
     try:
         status = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
-    except BrokenPipeError:  # of ``| head``, say
+    except (
+        OSError
+    ) as error:  # what was to be printed: the reader of a pipe is gone, as with ``| head``, or a disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            _complain(f"rpxy-l4: {_in_words(error)}")
         return ExitStatus.FAILURE
     return status
 
 
+def _fill_standard_streams() -> None:
+    """Open what was closed when the program was started: its number would be given to a socket, and then written to."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _complain(text: str) -> None:
+    """Print to stderr; where that is impossible, the exit status has to say it all."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _in_words(error: OSError) -> str:
+    reason = (error.strerror or str(error)).lower()
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
 def _run(given: Sequence[str]) -> int:
     if given[:1] == ["demo"]:
-        from rpxy_l4.demo.main import run_demo  # noqa: PLC0415  its packages are wanted by nobody else
+        from rpxy_l4.demo.main import run_demo
 
         return run_demo(given[1:])
     if given[:1] == ["schema"]:
+        from rpxy_l4.config.schema import json_schema
+
         _parser("schema").parse_args(given[1:])
         print(json.dumps(json_schema(), indent=2))
         return ExitStatus.OK
@@ -82,7 +110,7 @@ def _run(given: Sequence[str]) -> int:
             return _check(options.config)
         return _serve(options.config, options.log_dir)
     except ConfigError as error:
-        print(error.render(), file=sys.stderr)
+        _complain(error.render())
         return ExitStatus.CONFIG
 
 
@@ -112,27 +140,42 @@ def _parse(given: Sequence[str]) -> argparse.Namespace:
 
 def _check(config: Path) -> int:
     """Check the file. Names that have no address now may have one later, so they are only warned about."""
-    snapshot, _ = load(read_content(config), str(config), generation=1, known=Directory(), cpus=1)
+    from rpxy_l4.config.compile import summary
+    from rpxy_l4.metrics.layout import Directory
+    from rpxy_l4.net.lookup import why_unresolved
+    from rpxy_l4.supervisor.reload import load, printable, read_content
+
+    file = printable(config)
+    snapshot, _ = load(read_content(config, may_wait=True), file, generation=1, known=Directory(), cpus=1)
     for name in sorted(snapshot.names):
         why = why_unresolved(name)
         if why is not None:
-            print(f"{config}: warning: {name} has no address now: {why}", file=sys.stderr)
-    print(f"{config}: {summary(snapshot)}")
+            print(f"{file}: warning: {name} has no address now: {why}", file=sys.stderr)
+    print(f"{file}: {summary(snapshot)}")
     return ExitStatus.OK
 
 
 def _serve(config: Path, log_dir: Path | None) -> int:
+    hold()
+    from rpxy_l4 import logs
+    from rpxy_l4.net.listen import BindError
+    from rpxy_l4.supervisor.main import Supervisor
+
+    # Before the first fork, so that the children share it.
+    from rpxy_l4.workers.main import run as run_worker
+
     try:
         logs.setup("supervisor", log_dir)
-        # Imported before the first fork, so that the children share it.
-        from rpxy_l4.workers.main import run as run_worker  # noqa: PLC0415  --check needs none of it
-
+    except OSError as error:
+        _complain(f"rpxy-l4: cannot open the log files: {_in_words(error)}")
+        return ExitStatus.FAILURE
+    try:
         supervisor = Supervisor(config, log_dir, run_worker=run_worker, run_admin=_run_admin)
     except BindError as error:
-        print(f"rpxy-l4: cannot listen on {error}", file=sys.stderr)
+        _complain(f"rpxy-l4: cannot listen on {error}")
         return ExitStatus.UNAVAILABLE
     except OSError as error:
-        print(f"rpxy-l4: {error}", file=sys.stderr)
+        _complain(f"rpxy-l4: {_in_words(error)}")
         return ExitStatus.FAILURE
     try:
         return supervisor.run()
@@ -142,12 +185,15 @@ def _serve(config: Path, log_dir: Path | None) -> int:
 
 
 def _run_admin(channel: Channel, slab: Slab, slots: int, listening: ListeningSocket | None) -> int:
-    from rpxy_l4.admin.main import run  # noqa: PLC0415  what it needs costs memory that only this process shall pay
+    # What it needs costs memory that only this process shall pay.
+    from rpxy_l4.admin.main import run
 
     return run(channel, slab, slots, listening)
 
 
 def _print_version(*, verbose: bool) -> None:
+    from rpxy_l4.net.kernel import features
+
     print(f"rpxy-l4 {VERSION}")
     if not verbose:
         return
@@ -159,6 +205,8 @@ def _print_version(*, verbose: bool) -> None:
 
 
 def _version_of(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:

@@ -165,13 +165,20 @@ class Logs:
         """Name the process otherwise from now on: a forked child that goes on with its parent's logs."""
         self.handler.role = role
 
-    def reopen(self) -> None:
-        """Open both files again by name; what cannot be opened stays as it was, and the event log says so."""
+    def reopen(self) -> bool:
+        """Open both files again by name; what cannot be opened stays as it was, and the event log says so.
+
+        Returns whether both were opened.
+        """
+        opened = True
         for sink in (self.events, self.access):
             try:
                 sink.reopen()
             except OSError as error:
-                EVENTS.error("cannot open a log file again, the old one stays in use: %s", error)
+                opened = False
+                text = "cannot open a log file again, the old one stays in use: %s: %s"
+                EVENTS.error(text, error.filename, error.strerror)
+        return opened
 
 
 _current: list[Logs] = []
@@ -181,7 +188,7 @@ _current: list[Logs] = []
 def setup(role: str, log_dir: Path | None) -> Logs:
     """Make this process's logs and route the ``rpxy_l4`` loggers to them.
 
-    ``role`` names the process in each line (``supervisor``, ``worker 0``, ``admin``). A forked child calls this again,
+    ``role`` names the process in each line (``supervisor``, ``worker 1``, ``admin``). A forked child calls this again,
     before its own ``run``; those it inherited stay open. Raises OSError when a file cannot be opened, and then leaves
     everything as it was.
     """
@@ -198,7 +205,6 @@ def current() -> Logs:
     return _current[0]
 
 
-def reopen() -> None:
-    """Open this process's log files again by name. Does nothing before :func:`setup`."""
-    for logs in _current:
-        logs.reopen()
+def reopen() -> bool:
+    """Open this process's log files again by name; whether that succeeded. Does nothing before :func:`setup`."""
+    return all(logs.reopen() for logs in _current)

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from rpxy_l4.control import Message
 from rpxy_l4.net.channel import Channel
@@ -17,6 +17,16 @@ from rpxy_l4.supervisor.status import ExitStatus
 
 _LOG: Final = logging.getLogger(__name__)
 _STANDARD_STREAMS: Final = (0, 1, 2)
+
+
+class Death(NamedTuple):
+    """What remains of a child."""
+
+    exit_code: int
+    """Its exit status, negative for a signal."""
+    cpu_user: float
+    """Seconds, over its whole life."""
+    cpu_system: float
 
 
 @dataclass(slots=True)
@@ -31,10 +41,14 @@ class Child:
     """Whether the channel is open on both ends."""
     binds: tuple[Bind, ...] = ()
     """What it was given to listen on."""
+    confirmed: tuple[Bind, ...] = ()
+    """What it has confirmed to listen on."""
     sent: int = 0
     """The last generation it was sent; 0 before the first."""
     applied: int = 0
     """The last generation it has confirmed; 0 before the first."""
+    addresses_due: bool = False
+    """It has not been told the newest addresses of names."""
     draining: bool = False
     """It accepts nothing new."""
     hung: bool = False
@@ -44,15 +58,12 @@ class Child:
         """Send a message; False when it cannot be delivered."""
         return self.connected and self.channel.send(message, tuple(descriptors))
 
-    def end(self) -> int:
-        """Collect the process, which must have ended, and close what belongs to it.
-
-        Returns its exit status, negative for a signal.
-        """
-        _, status = os.waitpid(self.pid, 0)
+    def end(self) -> Death:
+        """Collect the process, which must have ended, and close what belongs to it."""
+        _, status, usage = os.wait4(self.pid, 0)
         self.disconnect()
         os.close(self.descriptor)
-        return os.waitstatus_to_exitcode(status)
+        return Death(os.waitstatus_to_exitcode(status), usage.ru_utime, usage.ru_stime)
 
     def disconnect(self) -> None:
         """Close the channel, which tells the child to end."""

@@ -25,7 +25,18 @@ from typing import Final
 from setproctitle import setproctitle
 
 from rpxy_l4 import logs
-from rpxy_l4.control import Addresses, Applied, Apply, Drain, Draining, Message, ReopenLogs, Status, WorkerStatus
+from rpxy_l4.control import (
+    Addresses,
+    Applied,
+    Apply,
+    Drain,
+    Draining,
+    Message,
+    NotApplied,
+    ReopenLogs,
+    Status,
+    WorkerStatus,
+)
 from rpxy_l4.errors import ConfigError
 from rpxy_l4.metrics.layout import Cell, Directory
 from rpxy_l4.metrics.settle import settle
@@ -37,11 +48,12 @@ from rpxy_l4.net.listen import BindError, ListeningSocket
 from rpxy_l4.snapshot import Snapshot
 from rpxy_l4.supervisor import policy
 from rpxy_l4.supervisor.children import Child, close_inherited, start
-from rpxy_l4.supervisor.policy import ADMIN, Abort, Action, Dismiss, Finish, Kill, Seat, Spawn
-from rpxy_l4.supervisor.reload import load, new_names, plan_binds, read_content
-from rpxy_l4.supervisor.signals import SIGNALS, Order, SignalInbox
+from rpxy_l4.supervisor.policy import ADMIN, Abort, Action, Dismiss, Finish, Kill, Seat, Spawn, Suspect
+from rpxy_l4.supervisor.reload import descriptors_wanted, load, new_names, plan_binds, printable, read_content
+from rpxy_l4.supervisor.signals import SIGNALS, Order, SignalInbox, name_of
 from rpxy_l4.supervisor.sockets import ListeningSockets
 from rpxy_l4.supervisor.status import ExitStatus
+from rpxy_l4.supervisor.timers import Timers
 from rpxy_l4.supervisor.watch import FileWatch
 
 _LOG: Final = logging.getLogger(__name__)
@@ -59,6 +71,9 @@ NAMES_PATIENCE: Final = 2.0
 CLOSE_PATIENCE: Final = 1.0
 PROGRESS_INTERVAL: Final = 5.0
 RESEND_INTERVAL: Final = 0.5
+# After a fault of our own: how long to wait before going on, and before trying again what may have been left undone.
+FAULT_PAUSE: Final = 0.1
+FAULT_RETRY: Final = 1.0
 _NANOSECONDS: Final = 1_000_000_000
 _ADMIN_BACKLOG: Final = 128
 
@@ -76,11 +91,13 @@ class Supervisor:
         self._log_dir = log_dir
         self._run_worker = run_worker
         self._run_admin = run_admin
-        raise_open_files()
+        self._open_files = raise_open_files()
         self._cpus = len(os.sched_getaffinity(0))
 
-        content = read_content(config)
-        snapshot, self._directory = load(content, str(config), generation=1, known=Directory(), cpus=self._cpus)
+        self._name = printable(config)
+        self._is_regular = config.is_file()
+        content = read_content(config, may_wait=True)
+        snapshot, self._directory = load(content, self._name, generation=1, known=Directory(), cpus=self._cpus)
         self._seen: str | None = content.sha256
         """Of the content that was last tried, None when it could not be read."""
         self._incoming: Snapshot | None = None
@@ -89,7 +106,8 @@ class Supervisor:
         """The last generation that was reported as applied."""
 
         self._slots = snapshot.workers
-        self._slab = Slab(self._slots)
+        # One row more than workers: the admin process beats there.
+        self._slab = Slab(self._slots + 1)
         self._sockets = ListeningSockets(self._slots)
         self._admin_sockets = ListeningSockets(1)
         self._bind(snapshot)
@@ -97,75 +115,90 @@ class Supervisor:
         self._seats = {slot: Seat(slot) for slot in (ADMIN, *range(self._slots))}
         self._children: dict[int, Child] = {}
         self._addresses: dict[str, tuple[str, ...]] = {}
+        self._cpu_of_the_dead: dict[int, tuple[float, float]] = {}
         self._restarts = {"exit": 0, "signal": 0, "heartbeat": 0}
         self._reloads = {"success": 0, "failure": 0, "unchanged": 0}
         self._last_reload_ok = True
         self._last_reload_success = 0.0
         self._status_is_due = False
 
-        self._timers: dict[Callable[[], None], float] = {}
+        self._timers = Timers()
         self._reload_is_due = False
         self._stopping = False
         self._finished = False
         self._grace = -math.inf
+        self._wake_at = -math.inf
+        """When time alone would change something."""
         self._watch: FileWatch | None = None
         self._receive(snapshot)
 
     def run(self) -> int:
         """Serve until told to stop; return the exit status."""
-        setproctitle(f"rpxy-l4: supervisor [{self._config}]")
+        setproctitle(f"rpxy-l4: supervisor [{self._name}]")
         self._inbox = SignalInbox()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._inbox, selectors.EVENT_READ, self._on_signal)
         # What was loaded until now stays where it is: the collector would touch, and so copy, its pages in each child.
         gc.collect()
         gc.freeze()
-        wake_at = self._act(time.monotonic())
+        self._act()
         while not self._finished:
-            wake_at = self._turn(wake_at)
+            self._turn()
         _LOG.info("stopped")
         return ExitStatus.OK
 
-    def _turn(self, wake_at: float) -> float:
-        """Wait until something happens or ``wake_at`` has come, deal with it, and return the next ``wake_at``."""
-        timeout = None if wake_at == math.inf else max(0.0, wake_at - time.monotonic())
+    def _turn(self) -> None:
+        """Wait until something happens or time alone would change something, and deal with it."""
+        timeout = None if self._wake_at == math.inf else max(0.0, self._wake_at - time.monotonic())
         events = self._selector.select(timeout)
         now = time.monotonic()
-        self._grace = max(self._grace, policy.grace_after(wake_at, now))
+        self._grace = max(self._grace, policy.grace_after(self._wake_at, now))
         for key, _ in events:
-            key.data()
-        for timer in [timer for timer, at in self._timers.items() if at <= now]:
-            del self._timers[timer]
-            timer()
-        return self._act(now)
+            self._attempt(key.data)
+        for timer in self._timers.due(now):
+            self._attempt(timer)
+        self._act()
 
-    def _act(self, now: float) -> float:
-        """Bring everything forward that can go forward; return when time alone would change something."""
-        self._roll_out()
-        self._close_after_drain()
+    def _act(self) -> None:
+        """Bring everything forward that can go forward."""
+        self._wake_at = time.monotonic() + FAULT_RETRY
+        for step in (self._roll_out, self._close_after_drain, self._govern, self._send_status):
+            self._attempt(step)
+        self._wake_at = min(self._wake_at, self._timers.next)
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        """Do one step; a fault in it is logged, and the others go on."""
+        try:
+            step()
+        except Exception:  # noqa: BLE001  the loop's edge: without the supervisor, nothing is ever replaced or reloaded
+            _LOG.critical("a fault of the supervisor's own in %s", step, exc_info=True)
+            # What is still to be dealt with comes again at once: a fault that stays must not spin.
+            time.sleep(FAULT_PAUSE)  # noqa: TID251  there is no event to wait for
+
+    def _govern(self) -> None:
+        """Start, judge and end children."""
         while True:
             for slot, seat in self._seats.items():
-                if slot != ADMIN:
-                    seat.beat = self._slab.row(slot)[Cell.HEARTBEAT] / _NANOSECONDS
+                row = self._slab.row(self._slots if slot == ADMIN else slot)
+                seat.beat = row[Cell.HEARTBEAT] / _NANOSECONDS
             seats = tuple(self._seats.values())
-            decision = policy.decide(seats, stopping=self._stopping, now=now, grace=self._grace)
+            decision = policy.decide(seats, stopping=self._stopping, now=time.monotonic(), grace=self._grace)
             for action in decision.actions:
                 self._carry_out(action)
             if self._finished or not decision.actions:
                 break
-        self._send_status()
-        return min(decision.wake_at, *self._timers.values(), math.inf)
+        self._wake_at = decision.wake_at
 
     def _after(self, delay: float, timer: Callable[[], None]) -> None:
         """Call a method once, ``delay`` seconds from now; this replaces an earlier wish for it."""
-        self._timers[timer] = time.monotonic() + delay
+        self._timers.set(timer, time.monotonic() + delay)
 
     # Configuration
 
     def _bind(self, snapshot: Snapshot) -> None:
         """Listen on what is new in this configuration: on all of it, or raise BindError and on none of it."""
         plan = plan_binds(self._sockets.binds, snapshot.binds)
-        self._sockets.open(plan.open, snapshot.tcp_backlog)
+        self._sockets.open(plan.open, snapshot.tcp_backlog, now=time.monotonic())
         admin = () if snapshot.admin is None else (snapshot.admin,)
         try:
             self._admin_sockets.open(plan_binds(self._admin_sockets.binds, admin).open, _ADMIN_BACKLOG)
@@ -175,6 +208,10 @@ class Supervisor:
 
     def _receive(self, snapshot: Snapshot) -> None:
         """Have the names of a loaded configuration looked up."""
+        wanted = descriptors_wanted(snapshot)
+        if wanted > self._open_files * self._slots:
+            text = "the limits allow sessions that need %d descriptors, but %d workers may open %d each"
+            _LOG.warning(text, wanted, self._slots, self._open_files)
         self._incoming = snapshot
         self._status_is_due = True
         self._after(NAMES_PATIENCE if new_names(snapshot, self._in_force) else 0.0, self._enforce)
@@ -182,9 +219,14 @@ class Supervisor:
     def _enforce(self) -> None:
         """Put the incoming configuration in force: send it to every worker."""
         snapshot = self._incoming
-        self._timers.pop(self._enforce, None)
+        self._timers.cancel(self._enforce)
         if snapshot is None or self._stopping:
             return
+        before = self._in_force
+        if before is not None and 1 < before.generation != self._announced:
+            # A reload does not wait for the one before when no worker lives to apply that.
+            self._count_reload("failure")
+            _LOG.error("generation %d was never in force on all workers", before.generation)
         self._incoming, self._in_force = None, snapshot
         self._status_is_due = True
         self._sockets.set_backlog(snapshot.tcp_backlog)
@@ -198,11 +240,31 @@ class Supervisor:
         if snapshot is None:
             return
         attached = tuple(bind for bind in snapshot.binds if bind not in child.binds)
-        child.send(Apply(snapshot, self._addresses, attached), self._sockets.of_slot(slot, attached))
-        # One that did not get it, because it does not read, gives no answer either.
+        # Of one that does not read, an answer is expected all the same.
         if seat.asked is None:
             seat.asked = time.monotonic()
-        child.sent, child.binds = snapshot.generation, snapshot.binds
+        if not child.send(Apply(snapshot, self._addresses, attached), self._sockets.of_slot(slot, attached)):
+            self._after(RESEND_INTERVAL, self._resend)
+            return
+        child.sent, child.binds, child.addresses_due = snapshot.generation, snapshot.binds, False
+
+    def _resend(self) -> None:
+        """Tell the workers what could not be delivered."""
+        if self._stopping or self._in_force is None:
+            return
+        for slot in self._workers():
+            child = self._children[slot]
+            if not child.connected:
+                continue
+            if child.sent != self._in_force.generation:
+                self._send_configuration(slot)
+            elif child.addresses_due:
+                self._send_addresses(child)
+
+    def _send_addresses(self, child: Child) -> None:
+        child.addresses_due = not child.send(Addresses(self._addresses))
+        if child.addresses_due:
+            self._after(RESEND_INTERVAL, self._resend)
 
     def _roll_out(self) -> None:
         """Report a configuration that every living worker has applied, and begin the reload that waited for that."""
@@ -212,7 +274,9 @@ class Supervisor:
         workers = [self._children[slot] for slot in self._workers()]
         if any(child.applied != snapshot.generation for child in workers):
             return
-        self._sockets.close(plan_binds(self._sockets.binds, snapshot.binds).close)
+        # A UDP socket with flows stays open in a worker for as long as a drain may last, and a moment.
+        retired_until = time.monotonic() + snapshot.drain_timeout + policy.DRAIN_GRACE
+        self._sockets.close(plan_binds(self._sockets.binds, snapshot.binds).close, until=retired_until)
         if workers and self._announced != snapshot.generation:
             self._announced = snapshot.generation
             self._last_reload_success = time.time()
@@ -236,7 +300,7 @@ class Supervisor:
 
     def _reload(self, current: Snapshot) -> None:
         # What happened to the file until now is in what is read next.
-        self._timers.pop(self._want_reload, None)
+        self._timers.cancel(self._want_reload)
         self._has_changed()
         try:
             content = read_content(self._config)
@@ -252,7 +316,7 @@ class Supervisor:
         try:
             snapshot, directory = load(
                 content,
-                str(self._config),
+                self._name,
                 generation=current.generation + 1,
                 known=self._directory,
                 cpus=self._cpus,
@@ -281,20 +345,25 @@ class Supervisor:
     # The file
 
     def _set_watch(self, *, wanted: bool) -> None:
-        if not wanted:
-            self._timers.pop(self._poll, None)
+        if not wanted or not self._is_regular:
+            self._timers.cancel(self._poll)
             self._stop_watching()
             return
         self._after(POLL_INTERVAL, self._poll)
+        try:
+            self._begin_watching()
+        except OSError as error:
+            _LOG.warning(
+                "cannot watch %s (%s); it is looked at every %.0f s", self._name, error.strerror, POLL_INTERVAL
+            )
+
+    def _begin_watching(self) -> None:
+        """Watch the file, or find the way to it anew. Raises OSError when it cannot be watched now."""
         if self._watch is None:
-            try:
-                self._watch = FileWatch(self._config)
-            except OSError as error:
-                _LOG.warning(
-                    "cannot watch %s (%s); it is looked at every %.0f s", self._config, error.strerror, POLL_INTERVAL
-                )
-            else:
-                self._selector.register(self._watch, selectors.EVENT_READ, self._on_file_event)
+            self._watch = FileWatch(self._config)
+            self._selector.register(self._watch, selectors.EVENT_READ, self._on_file_event)
+        else:
+            self._watch.follow()
 
     def _stop_watching(self) -> None:
         if self._watch is not None:
@@ -307,7 +376,12 @@ class Supervisor:
         try:
             return self._watch is not None and self._watch.changed()
         except OSError as error:
-            _LOG.warning("cannot go on watching %s: %s", self._config, error.strerror)
+            _LOG.warning(
+                "cannot go on watching %s (%s); it is looked at every %.0f s",
+                self._name,
+                error.strerror,
+                POLL_INTERVAL,
+            )
             self._stop_watching()
             return True
 
@@ -319,16 +393,16 @@ class Supervisor:
         """Without an event: reload only what is really new."""
         self._after(POLL_INTERVAL, self._poll)
         try:
+            # Before the file is read, so that no change falls between. The directory may be another one by now.
+            self._begin_watching()
+        except OSError:  # it was said when it began
+            self._stop_watching()
+        try:
             digest = read_content(self._config).sha256
         except ConfigError:
             digest = None
         if digest != self._seen:
             self._want_reload()
-        if self._watch is not None:
-            try:
-                self._watch.follow()
-            except OSError:
-                self._stop_watching()
 
     # Signals
 
@@ -342,10 +416,11 @@ class Supervisor:
                 case Order.STOP_AT_ONCE:
                     self._stop(at_once=True)
                 case Order.REOPEN_LOGS:
-                    logs.reopen()
+                    opened = logs.reopen()
                     for child in self._children.values():
                         child.send(ReopenLogs())
-                    _LOG.info("log files opened again")
+                    if opened:
+                        _LOG.info("log files opened again")
                 case Order.NOTHING:
                     pass
 
@@ -374,7 +449,7 @@ class Supervisor:
     def _close_after_drain(self) -> None:
         """Close the listening sockets as soon as no worker accepts from them any more."""
         if self._stopping and all(self._children[slot].draining for slot in self._workers()):
-            self._timers.pop(self._sockets.close_all, None)
+            self._timers.cancel(self._sockets.close_all)
             self._sockets.close_all()
 
     def _report_progress(self) -> None:
@@ -395,6 +470,8 @@ class Supervisor:
         match action:
             case Spawn(slot):
                 self._spawn(slot)
+            case Suspect(slot):
+                self._seats[slot].suspected = time.monotonic()
             case Abort(slot, why):
                 _LOG.error("%s hangs (%s): aborting it", _title(slot), why)
                 self._children[slot].hung = True
@@ -434,7 +511,7 @@ class Supervisor:
 
     def _be_worker(self, slot: int, channel: Channel) -> int:
         """In the child: be a worker."""
-        self._become(f"worker {slot}", channel)
+        self._become(f"worker {slot + 1}", channel)
         return self._run_worker(slot, self._slots, channel, self._slab)
 
     def _be_admin(self, channel: Channel) -> int:
@@ -448,6 +525,12 @@ class Supervisor:
 
     def _become(self, role: str, channel: Channel, *keep: int) -> None:
         """In the child: let go of everything that is the supervisor's."""
+        try:
+            logs.setup(role, self._log_dir)
+        except OSError as error:
+            # Better the log of before than no worker.
+            logs.current().rename(role)
+            _LOG.error("cannot open the log files (%s), so those that the supervisor has open stay in use", error)
         self._inbox.leave_to_parent()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         # Objects that would close their descriptors a second time, when those belong to something else by then.
@@ -458,8 +541,7 @@ class Supervisor:
             self._watch.close()
         for child in self._children.values():
             child.disconnect()
-        close_inherited((channel.fileno(), *keep))
-        logs.setup(role, self._log_dir)
+        close_inherited((channel.fileno(), *keep, *logs.current().descriptors()))
 
     def _on_message(self, slot: int) -> None:
         child = self._children.get(slot)
@@ -481,8 +563,15 @@ class Supervisor:
             case Applied(generation):
                 child.applied = generation
                 if generation == child.sent:
+                    child.confirmed = child.binds
+                if generation == child.sent:
                     self._seats[slot].asked = None
                 self._status_is_due = True
+            case NotApplied():
+                # What it has was confirmed; the rest is sent again, and it has its full time for that.
+                child.sent, child.binds = child.applied, child.confirmed
+                self._seats[slot].asked = time.monotonic()
+                self._after(RESEND_INTERVAL, self._resend)
             case Draining():
                 child.draining = True
                 self._status_is_due = True
@@ -499,10 +588,8 @@ class Supervisor:
         if addresses != self._addresses:
             self._addresses = addresses
             for slot in self._workers():
-                child = self._children[slot]
-                if child.sent and not child.send(Addresses(addresses)):
-                    # It will be replaced if it goes on not reading.
-                    self._seats[slot].asked = self._seats[slot].asked or time.monotonic()
+                if self._children[slot].sent:
+                    self._send_addresses(self._children[slot])
         if self._incoming is not None and new_names(self._incoming, self._in_force) <= addresses.keys():
             self._enforce()
 
@@ -523,11 +610,15 @@ class Supervisor:
         self._on_message(slot)
         self._selector.unregister(child.descriptor)
         self._disconnect(slot)
-        exit_code = child.end()
+        exit_code, *cpu = child.end()
         del self._children[slot]
         seat.occupied, seat.asked, seat.kill_at = False, None, None
         self._status_is_due = True
-        lost = 0 if slot == ADMIN else settle(self._slab.row(slot), self._directory.targets.values())
+        lost = 0
+        if slot != ADMIN:
+            lost = settle(self._slab.row(slot), self._directory.targets.values())
+            user, system = self._cpu_of_the_dead.get(slot, (0.0, 0.0))
+            self._cpu_of_the_dead[slot] = user + cpu[0], system + cpu[1]
         if self._stopping and exit_code == 0:
             return
         now = time.monotonic()
@@ -535,7 +626,7 @@ class Supervisor:
         seat.fill_at = now + delay
         if slot != ADMIN and not self._stopping:
             self._restarts[policy.cause_of_death(exit_code, hung=child.hung)] += 1
-        how = f"exit status {exit_code}" if exit_code >= 0 else signal.Signals(-exit_code).name
+        how = f"exit status {exit_code}" if exit_code >= 0 else name_of(-exit_code)
         sessions = "" if slot == ADMIN else f"; {lost} sessions lost"
         _LOG.error("%s (process %d) has died: %s%s", _title(slot), child.pid, how, sessions)
 
@@ -554,6 +645,7 @@ class Supervisor:
             incoming=self._incoming,
             directory=self._directory,
             workers=tuple(self._worker_status(slot) for slot in range(self._slots)),
+            worker_cpu=self._cpu_of_the_dead,
             restarts=self._restarts,
             reloads=self._reloads,
             last_reload_ok=self._last_reload_ok,
@@ -576,4 +668,4 @@ class Supervisor:
 
 
 def _title(slot: int) -> str:
-    return "the admin process" if slot == ADMIN else f"worker {slot}"
+    return "the admin process" if slot == ADMIN else f"worker {slot + 1}"

@@ -14,10 +14,12 @@ from typing import Final
 ADMIN: Final = -1
 """The seat of the admin process. Workers sit on slots from 0."""
 
-# A worker beats once a second. Ten missed beats are not load: nothing that a worker does takes so long.
+# A child beats once a second. Ten missed beats are not load: nothing that one does takes so long.
 HEARTBEAT_TIMEOUT: Final = 10.0
 # Taking over a configuration of thousands of routes is a matter of milliseconds.
 ANSWER_TIMEOUT: Final = 30.0
+# Who seems to hang is looked at twice: when the whole group stood still, the others may not have run again yet.
+SECOND_LOOK: Final = 1.0
 # Time for SIGABRT to write the stacks to the log before SIGKILL.
 ABORT_GRACE: Final = 1.0
 # A worker ends by itself when the drain timeout has passed; this is what it may be late.
@@ -42,9 +44,11 @@ class Seat:
     born: float = 0.0
     """When the process now in it was started."""
     beat: float = 0.0
-    """Its last heartbeat; workers only."""
+    """Its last heartbeat."""
     asked: float | None = None
-    """Since when an answer to ``Apply`` is owed."""
+    """Since when an answer to ``Apply`` is owed; workers only."""
+    suspected: float = -math.inf
+    """When :class:`Suspect` was last carried out."""
     kill_at: float | None = None
     """Set once it was told to end: when to stop being patient. Infinite after SIGKILL."""
     fill_at: float = 0.0
@@ -56,6 +60,13 @@ class Seat:
 @dataclass(frozen=True, slots=True)
 class Spawn:
     """Start a process for this seat."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """It seems to hang: note the time in its seat."""
 
     slot: int
 
@@ -87,7 +98,7 @@ class Finish:
     """Nobody is left: the supervisor may end."""
 
 
-Action = Spawn | Abort | Kill | Dismiss | Finish
+Action = Spawn | Suspect | Abort | Kill | Dismiss | Finish
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +153,23 @@ def _judge(seat: Seat, grace: float, draft: _Draft) -> None:
     if seat.kill_at is not None:
         if draft.has_come(seat.kill_at):
             draft.actions.append(Kill(seat.slot))
-    elif seat.slot != ADMIN:
-        silent_since = max(seat.born, seat.beat, grace)
-        if draft.has_come(silent_since + HEARTBEAT_TIMEOUT):
-            draft.actions.append(Abort(seat.slot, f"no heartbeat for {draft.now - silent_since:.0f} s"))
-        elif seat.asked is not None and draft.has_come(max(seat.asked, grace) + ANSWER_TIMEOUT):
-            draft.actions.append(Abort(seat.slot, "does not take its configuration"))
+        return
+    silent_since = max(seat.born, seat.beat, grace)
+    if draft.has_come(late := silent_since + HEARTBEAT_TIMEOUT):
+        _doubt(seat, late, f"no heartbeat for {draft.now - silent_since:.0f} s", draft)
+    elif seat.asked is not None and draft.has_come(late := max(seat.asked, grace) + ANSWER_TIMEOUT):
+        _doubt(seat, late, "does not take its configuration", draft)
+
+
+def _doubt(seat: Seat, late: float, why: str, draft: _Draft) -> None:
+    """Suspect it, or abort it when it was suspected a while ago. ``late``: when its time was over.
+
+    A suspicion from before that was about something else, and has come to nothing.
+    """
+    if seat.suspected < late:
+        draft.actions.append(Suspect(seat.slot))
+    elif draft.has_come(seat.suspected + SECOND_LOOK):
+        draft.actions.append(Abort(seat.slot, why))
 
 
 def grace_after(planned: float, now: float) -> float:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +25,30 @@ class Content:
     sha256: str
 
 
-def read_content(path: Path) -> Content:
-    """Return what is in the file. Raises ConfigError when it cannot be read."""
+def read_content(path: Path, *, may_wait: bool = False) -> Content:
+    """Return what is in the file. Raises ConfigError when it cannot be read.
+
+    Only a regular file is read, which nobody has to be waited for; with ``may_wait`` also a pipe, until its end.
+    """
     try:
-        data = path.read_bytes()
+        data = path.read_bytes() if may_wait else _read_regular(path)
     except OSError as error:
         message = f"cannot be read: {error.strerror}"
-        raise ConfigError([Problem(message=message, file=str(path))]) from error
+        raise ConfigError([Problem(message=message, file=printable(path))]) from error
     return Content(data, hashlib.sha256(data).hexdigest())
+
+
+def _read_regular(path: Path) -> bytes:
+    # Without O_NONBLOCK, opening a FIFO waits for a writer; a regular file is read the same with it.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return file.read()
+
+
+def printable(path: Path) -> str:
+    """Return the path as text that any terminal and log takes: a name may be any bytes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def load(content: Content, file: str, *, generation: int, known: Directory, cpus: int) -> tuple[Snapshot, Directory]:
@@ -61,3 +80,10 @@ def plan_binds(held: Iterable[Bind], wanted: Iterable[Bind]) -> BindPlan:
 def new_names(snapshot: Snapshot, before: Snapshot | None) -> frozenset[str]:
     """Return the target names that nobody had to resolve until now."""
     return snapshot.names - (before.names if before is not None else frozenset())
+
+
+def descriptors_wanted(snapshot: Snapshot) -> int:
+    """Return how many descriptors all the sessions need that the configuration allows."""
+    tcp = 0 if snapshot.tcp is None else 2 * snapshot.tcp.max_sessions
+    udp = 0 if snapshot.udp is None else snapshot.udp.max_sessions
+    return tcp + udp

@@ -44,19 +44,44 @@ SIGNALS: Final[Mapping[signal.Signals, Meaning]] = {
     signal.SIGPIPE: Meaning(Order.NOTHING, "ignored"),
 }
 
+# Left alone until the inbox is there: to stop a program that does not serve yet, nothing has to be put in order.
+_HELD: Final = frozenset(
+    number for number, meaning in SIGNALS.items() if meaning.order not in (Order.STOP, Order.STOP_AT_ONCE)
+)
+
 # More signals than this between two turns of the loop mean the same again.
 _MANY: Final = 512
+
+
+def hold() -> None:
+    """Keep what does not stop the program waiting for :class:`SignalInbox`; without it, HUP would end the process.
+
+    For the very begin of a process that is going to serve. What stops it goes on to do so, an interrupt without the
+    traceback that Python shows for it.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def name_of(number: int) -> str:
+    """Return the name of a signal, any number there may be: most real-time signals have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 class SignalInbox:
     """Every signal of the table, as readable bytes. One per process."""
 
     def __init__(self) -> None:
-        """Take over the signals of the table."""
+        """Take over the signals of the table, those that wait included."""
         self._receiver, self._sender = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._sender, warn_on_full_buffer=False)
         for number, meaning in SIGNALS.items():
             signal.signal(number, signal.SIG_IGN if meaning.order is Order.NOTHING else lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when a signal has come."""

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from rpxy_l4.supervisor.signals import SIGNALS
 from rpxy_l4.version import VERSION
 from tests.support.ports import free_port
-from tests.support.proxy import run_cli
+from tests.support.proxy import ROOT, run_cli
+from tests.support.waiting import eventually
 
 SCREEN: Final = (24, 120)
 """Lines and columns."""
+
+
+@contextlib.contextmanager
+def start(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Start the program in a group of its own, of which nothing is left afterwards."""
+    command = [sys.executable, "-m", "rpxy_l4", *arguments]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    ) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def write(folder: Path, text: str) -> Path:
@@ -153,7 +176,64 @@ def test_a_log_directory_that_cannot_be_made_is_status_1(tmp_path: Path) -> None
     shown = run_cli("-c", str(file), "-l", str(file / "logs"))
 
     assert shown.returncode == 1
-    assert "Not a directory" in shown.stderr
+    assert "not a directory" in shown.stderr
+
+
+def blocks(pid: int, number: signal.Signals) -> bool:
+    mask = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigBlk:"))
+    return bool(int(mask.split()[1], 16) >> (number - 1) & 1)
+
+
+def test_a_hangup_while_the_program_is_still_loading_waits_until_it_serves(tmp_path: Path) -> None:
+    text = f'listen_port = {free_port()}\nlisten_address_v4 = "127.0.0.1"\ntcp_target = ["127.0.0.1:1"]\nworkers = 1\n'
+    file = write(tmp_path, text + '[admin]\nlisten = ""\n')
+    with start("-c", str(file)) as process:
+        eventually(lambda: blocks(process.pid, signal.SIGHUP))
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr is not None
+        lines = [process.stderr.readline() for _ in range(2)]
+
+        assert "generation 1 applied" in lines[0]
+        assert "unchanged" in lines[1]
+        assert not blocks(process.pid, signal.SIGHUP)
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+def test_a_configuration_from_a_pipe_is_read_once(tmp_path: Path) -> None:
+    text = f'listen_port = {free_port()}\nlisten_address_v4 = "127.0.0.1"\ntcp_target = ["127.0.0.1:1"]\nworkers = 1\n'
+    reader, writer = os.pipe()
+    os.write(writer, text.encode() + b'[admin]\nlisten = ""\n')
+    os.close(writer)
+    with start("-c", f"/dev/fd/{reader}", "-l", str(tmp_path), pass_fds=(reader,)) as process:
+        os.close(reader)
+        log = tmp_path / "rpxy-l4.log"
+        eventually(lambda: log.exists() and "generation 1 applied" in log.read_text())
+        assert not any("inotify" in str(link.readlink()) for link in Path(f"/proc/{process.pid}/fd").iterdir())
+        process.send_signal(signal.SIGHUP)
+        eventually(lambda: "cannot be read: it is no regular file" in log.read_text())
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+def test_a_program_that_waits_for_its_configuration_can_be_interrupted(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.toml")
+    with start("-c", str(tmp_path / "config.toml")) as process:
+        with (tmp_path / "config.toml").open("wb"):  # returns when it has begun to read
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == -signal.SIGINT
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("mode", ["--check", ""])
+def test_a_path_may_be_any_bytes(tmp_path: Path, mode: str) -> None:
+    file = tmp_path / os.fsdecode(b"\xff.toml")
+    file.write_text("listen_port = 0\n" if not mode else 'listen_port = 8448\ntcp_target = ["127.0.0.1:1"]\n')
+    shown = run_cli("-c", str(file), *filter(None, [mode]))
+
+    assert shown.returncode == (0 if mode else 78)
+    assert f"{tmp_path}/\\xff.toml:" in shown.stdout + shown.stderr
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:
@@ -165,3 +245,37 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     os.close(writer)
 
     assert "Traceback" not in shown.stderr
+
+
+def test_a_disk_that_is_full_costs_a_line_and_no_traceback() -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123  not a path to anything
+        result = subprocess.run(
+            [sys.executable, "-m", "rpxy_l4", "schema"],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False,
+        )  # fmt: skip
+    assert (result.returncode, result.stderr) == (1, "rpxy-l4: no space left on device\n")
+
+
+def test_closed_standard_streams_harm_nothing(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f'listen_port = {free_port()}\ntcp_target = ["127.0.0.1:1"]\n')
+    program = f"exec {sys.executable} -m rpxy_l4 --check --config {config} <&- >&- 2>&-"
+
+    assert subprocess.run(["sh", "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_wrong_file_is_status_78_even_when_nobody_can_be_told(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("listen_prot = 1\n")
+    program = f"exec {sys.executable} -m rpxy_l4 --check --config {config} 2>/dev/full"
+
+    assert subprocess.run(["sh", "-c", program], cwd=ROOT, check=False).returncode == 78
+
+
+def test_a_log_directory_that_is_a_file_is_said_in_words(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f'listen_port = {free_port()}\ntcp_target = ["127.0.0.1:1"]\n')
+    result = run_cli("--config", str(config), "--log-dir", str(config))
+
+    assert result.returncode == 1
+    assert result.stderr == f"rpxy-l4: cannot open the log files: {config}: file exists\n"

@@ -148,7 +148,7 @@ class ProxyCollector(Collector):
         )
         readings = self._processes({worker.slot: worker.pid for worker in workers})
         for worker in workers:
-            slot, reading, row = str(worker.slot), readings[worker.slot], self._rows[worker.slot]
+            slot, reading, row = str(worker.slot + 1), readings[worker.slot], self._rows[worker.slot]
             if reading.cpu_user is not None and reading.cpu_system is not None:
                 cpu.add_metric([slot, "user"], reading.cpu_user)
                 cpu.add_metric([slot, "system"], reading.cpu_system)

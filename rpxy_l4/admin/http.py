@@ -6,6 +6,7 @@ log.
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import socketserver
@@ -19,6 +20,7 @@ from wsgiref.types import WSGIApplication
 
 _LOG: Final = logging.getLogger("rpxy_l4.admin")
 
+_SHORT_OF_DESCRIPTORS: Final = 0.1
 MAX_REQUESTS: Final = 32
 """Requests at a time; further connections are closed unanswered."""
 REQUEST_TIMEOUT: Final = 10.0
@@ -88,6 +90,15 @@ class AdminServer(WSGIServer):
         """Stop accepting and close the listening socket. Returns within a second; requests in progress go on."""
         self.shutdown()
         self.server_close()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept; out of descriptors, wait a moment first, because the same connection will be asked for again."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                threading.Event().wait(_SHORT_OF_DESCRIPTORS)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a thread, or not at all when there are too many already."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import platform
 import signal
 import socket
+import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Final
 
@@ -19,11 +22,12 @@ from rpxy_l4 import logs
 from rpxy_l4.admin.collector import ProxyCollector
 from rpxy_l4.admin.http import AdminServer
 from rpxy_l4.admin.pages import Pages
-from rpxy_l4.admin.proc import WorkerProcesses
+from rpxy_l4.admin.proc import Reading, WorkerProcesses
 from rpxy_l4.admin.resolver import Resolver
 from rpxy_l4.control import Addresses, Message, ReopenLogs, Resolved, Status
+from rpxy_l4.metrics.layout import Cell
 from rpxy_l4.metrics.slab import Slab
-from rpxy_l4.net.channel import Channel
+from rpxy_l4.net.channel import Channel, DescriptorsLostError
 from rpxy_l4.snapshot import Snapshot
 from rpxy_l4.version import VERSION
 
@@ -41,20 +45,23 @@ _IGNORED: Final = (
     signal.SIGWINCH,
 )
 _SEND_AGAIN: Final = 0.5
+_BEAT: Final = 1.0
 
 
 def run(channel: Channel, slab: Slab, slots: int, listening: socket.socket | None) -> int:
     """Be the admin process until the supervisor is gone or closes its end. Returns the exit status.
 
     For a freshly forked child without threads; it takes ownership of ``channel`` and ``listening``. The first
-    ``slots`` rows of the slab are the workers'. Descriptors that come with a ``Status`` are a listening socket to use
-    in place of the current one; a configuration without an admin address closes it. Each configuration that differs
-    from the one before is answered by at least one ``Addresses``, within two seconds.
+    ``slots`` rows of the slab are the workers', the next one is for this process's heartbeat. Descriptors that come
+    with a ``Status`` are a listening socket to use in place of the current one; a configuration without an admin
+    address closes it. Each configuration that differs from the one before is answered by at least one ``Addresses``,
+    within two seconds. SIGABRT writes the stack of every thread to stderr before the process dies of it.
     """
     # The supervisor's own handlers came along with the fork.
     signal.set_wakeup_fd(-1)
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    faulthandler.enable()
     setproctitle("rpxy-l4: admin")
     loop = uvloop.new_event_loop()
     try:
@@ -71,16 +78,18 @@ class _Admin:
         self.status: Status | None = None
         self._loop = loop
         self._channel = channel
+        self._row = slab.row(slots)
         self._ended = loop.create_future()
         self._server: AdminServer | None = None
         self._resolver = Resolver(self._send)
+        self._processes = WorkerProcesses()
         self._unsent: Resolved | None = None
         registry = CollectorRegistry(auto_describe=False)
         registry.register(
             ProxyCollector(
                 rows=[slab.row(slot) for slot in range(slots)],
                 status=lambda: self.status,
-                processes=WorkerProcesses().read,
+                processes=self._read_processes,
                 lookups=self._resolver.lookups,
                 expiries=self._resolver.expiries,
                 build={
@@ -95,6 +104,7 @@ class _Admin:
 
     async def serve(self, listening: socket.socket | None) -> None:
         """Work until the end of the channel."""
+        self._beat()
         if listening is not None:
             self._listen(listening)
         self._loop.add_reader(self._channel.fileno(), self._read)
@@ -103,12 +113,23 @@ class _Admin:
         self._loop.remove_reader(self._channel.fileno())
         self._resolver.close()
 
+    def _beat(self) -> None:
+        self._row[Cell.HEARTBEAT] = time.monotonic_ns()
+        self._loop.call_later(_BEAT, self._beat)
+
+    def _read_processes(self, pids: Mapping[int, int | None]) -> Mapping[int, Reading]:
+        status = self.status
+        return self._processes.read(pids, {} if status is None else status.worker_cpu)
+
     def _read(self) -> None:
         while True:
             try:
                 received = self._channel.receive()
             except BlockingIOError:
                 return
+            except DescriptorsLostError:
+                _LOG.error("out of descriptors: a message from the supervisor could not be taken")
+                continue
             if received is None:
                 if not self._ended.done():
                     self._ended.set_result(None)

@@ -68,33 +68,26 @@ def _max_fds(folder: Path) -> int | None:
 
 
 class WorkerProcesses:
-    """Readings by slot, with CPU seconds that go on counting when a slot gets a new process.
-
-    What a process used after it was read for the last time is not counted.
-    """
+    """Readings by slot, with CPU seconds that go on counting when a slot gets a new process."""
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         """Read below ``proc``."""
         self._proc = proc
         self._lock = threading.Lock()  # two scrapes may overlap
-        self._last: dict[int, tuple[int, Reading]] = {}
-        self._before: dict[int, tuple[float, float]] = {}
-        """CPU seconds of each slot's earlier processes."""
+        self._shown: dict[int, tuple[float, float]] = {}
 
-    def read(self, pids: Mapping[int, int | None]) -> dict[int, Reading]:
-        """Read the process of each slot; a slot without one has only the CPU seconds of its past."""
+    def read(self, pids: Mapping[int, int | None], before: Mapping[int, tuple[float, float]]) -> dict[int, Reading]:
+        """Read the process of each slot. ``before``: user and system CPU seconds of the slot's earlier processes.
+
+        The CPU seconds of a slot never go back: a process may be gone before it is known what it used in all.
+        """
         with self._lock:
-            return {slot: self._read_slot(slot, pid) for slot, pid in pids.items()}
+            return {slot: self._read_slot(slot, pid, before.get(slot, (0.0, 0.0))) for slot, pid in pids.items()}
 
-    def _read_slot(self, slot: int, pid: int | None) -> Reading:
-        last_pid, last = self._last.get(slot, (None, Reading()))
+    def _read_slot(self, slot: int, pid: int | None, before: tuple[float, float]) -> Reading:
         now = Reading() if pid is None else read_process(pid, self._proc)
-        user, system = self._before.get(slot, (0.0, 0.0))
-        if last_pid is not None and (pid != last_pid or now.cpu_user is None):
-            user += last.cpu_user or 0.0
-            system += last.cpu_system or 0.0
-            self._before[slot] = user, system
-            del self._last[slot]
-        if pid is not None and now.cpu_user is not None:
-            self._last[slot] = pid, now
-        return replace(now, cpu_user=user + (now.cpu_user or 0.0), cpu_system=system + (now.cpu_system or 0.0))
+        shown = self._shown.get(slot, (0.0, 0.0))
+        user = max(shown[0], before[0] + (now.cpu_user or 0.0))
+        system = max(shown[1], before[1] + (now.cpu_system or 0.0))
+        self._shown[slot] = user, system
+        return replace(now, cpu_user=user, cpu_system=system)

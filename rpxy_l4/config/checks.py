@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -12,6 +13,7 @@ from rpxy_l4.config.model import Config, Entry, contains_all
 from rpxy_l4.config.positions import Path
 from rpxy_l4.errors import quote
 from rpxy_l4.router import unreachable
+from rpxy_l4.snapshot import DEFAULT_ROUTE
 from rpxy_l4.verdict import TRANSPORT_OF, Protocol, Transport
 
 # The descriptors of a snapshot travel in one message: SCM_MAX_FD is 253, and one may carry the snapshot itself.
@@ -37,8 +39,15 @@ def check(config: Config, broken: frozenset[Path]) -> Iterator[Finding]:
         yield from _check_ports(config)
 
 
+_PLAIN_NAME: Final = re.compile(r"""[^\s"'\\=]+""")
+
+
 def _check_entries(config: Config) -> Iterator[Finding]:
     for path, entry in _entries(config):
+        if path[1] == DEFAULT_ROUTE:
+            yield path, f"metrics and logs call the default target {quote(DEFAULT_ROUTE)}; choose another name"
+        if not _PLAIN_NAME.fullmatch(path[1]) or not path[1].isprintable():
+            yield path, "metrics and logs show this name: no spaces, quotes, backslashes or equals signs"
         if path[0] == "protocol" and path[1] in config.protocols:
             yield path, "there is an entry of this name under protocols too"
         if entry.alpn and entry.alpns:

@@ -1,4 +1,4 @@
-"""Rows of 64-bit counters in memory shared by fork. Row *n* has one writer: slot *n*."""
+"""Rows of 64-bit counters in memory shared by fork. Row *n* has one writer: slot *n*, or the admin process the last."""
 
 from __future__ import annotations
 

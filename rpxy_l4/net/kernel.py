@@ -6,7 +6,7 @@ import os
 import resource
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
@@ -37,11 +37,13 @@ def features() -> Iterator[tuple[str, str]]:
 
 
 def raise_open_files() -> int:
-    """Raise the soft limit on open files to the hard one; return what is in force then."""
+    """Raise the soft limit on open files to the hard one, where that is allowed; return what is in force then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
+    # The hard limit itself may be above what the kernel grants by now: fs.nr_open.
+    with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+        return hard
+    return soft
 
 
 def _count(limit: int) -> str:

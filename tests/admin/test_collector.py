@@ -163,8 +163,8 @@ UDP = {"listener": ":8448", "protocol": "udp", "route": "default", "target": "[:
         ("target_connect_duration_seconds_sum", {"route": "web", "target": "10.0.0.1:443"}, 0.0018),
         ("log_lines_dropped_total", {"stream": "access"}, 2),
         ("log_lines_dropped_total", {"stream": "error"}, 0),
-        ("worker_sessions", {"worker": "1", "protocol": "tcp"}, 2),
-        ("worker_loop_lag_seconds", {"worker": "0"}, 0.25),
+        ("worker_sessions", {"worker": "2", "protocol": "tcp"}, 2),
+        ("worker_loop_lag_seconds", {"worker": "1"}, 0.25),
     ],
 )
 def test_what_the_workers_counted_is_shown_as_one(
@@ -189,11 +189,11 @@ def test_what_the_workers_counted_is_shown_as_one(
         ("workers", {"state": "dead"}, 0),
         ("worker_restarts_total", {"cause": "signal"}, 2),
         ("worker_restarts_total", {"cause": "heartbeat"}, 0),
-        ("worker_cpu_seconds_total", {"worker": "0", "mode": "user"}, 1.5),
-        ("worker_cpu_seconds_total", {"worker": "1", "mode": "system"}, 0.25),
-        ("worker_resident_memory_bytes", {"worker": "0"}, 4096),
-        ("worker_open_fds", {"worker": "0"}, 11),
-        ("worker_max_fds", {"worker": "0"}, 1024),
+        ("worker_cpu_seconds_total", {"worker": "1", "mode": "user"}, 1.5),
+        ("worker_cpu_seconds_total", {"worker": "2", "mode": "system"}, 0.25),
+        ("worker_resident_memory_bytes", {"worker": "1"}, 4096),
+        ("worker_open_fds", {"worker": "1"}, 11),
+        ("worker_max_fds", {"worker": "1"}, 1024),
         ("sessions_limit", {"listener": ":8448", "protocol": "tcp"}, 1000),
         ("sessions_limit", {"listener": ":8448", "protocol": "udp"}, 200),
         ("dns_lookups_total", {"name": "a.example", "result": "ok"}, 4),
@@ -275,9 +275,9 @@ def test_a_worker_that_cannot_be_read_leaves_gaps_and_no_zeros() -> None:
 
     made = registry(Slab(SLOTS), material.status(), processes=nothing)
 
-    assert value(made, "worker_open_fds", worker="0") is None
-    assert value(made, "worker_cpu_seconds_total", worker="0", mode="user") is None
-    assert value(made, "worker_sessions", worker="0", protocol="tcp") == 0
+    assert value(made, "worker_open_fds", worker="1") is None
+    assert value(made, "worker_cpu_seconds_total", worker="1", mode="user") is None
+    assert value(made, "worker_sessions", worker="1", protocol="tcp") == 0
 
 
 def test_the_gauge_of_sessions_is_never_negative_while_workers_count() -> None:

@@ -121,8 +121,8 @@ def test_it_reads_the_processes_of_the_workers(supervisor: Supervisor) -> None:
     supervisor.hear()
 
     text = supervisor.get("/metrics")[1]
-    assert 'rpxy_l4_worker_resident_memory_bytes{worker="0"}' in text
-    assert 'rpxy_l4_worker_resident_memory_bytes{worker="1"}' not in text
+    assert 'rpxy_l4_worker_resident_memory_bytes{worker="1"}' in text
+    assert 'rpxy_l4_worker_resident_memory_bytes{worker="2"}' not in text
 
 
 def test_every_new_configuration_is_answered_with_the_addresses_and_no_other_status_is(supervisor: Supervisor) -> None:

@@ -78,35 +78,39 @@ def test_no_limit_of_descriptors_reads_as_none(tmp_path: Path) -> None:
     assert read_process(7, tmp_path).max_fds is None
 
 
+def test_the_cpu_seconds_of_a_slot_are_those_of_its_earlier_processes_and_of_the_living_one(tmp_path: Path) -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    fake_process(tmp_path, 8, user=1 * ticks, system=2 * ticks)
+
+    reading = WorkerProcesses(tmp_path).read({0: 8}, {0: (12.0, 0.5)})[0]
+
+    assert (reading.cpu_user, reading.cpu_system) == (13.0, 2.5)
+
+
 def test_the_cpu_seconds_of_a_slot_never_go_back_when_its_process_is_replaced(tmp_path: Path) -> None:
     ticks = os.sysconf("SC_CLK_TCK")
     workers = WorkerProcesses(tmp_path)
     fake_process(tmp_path, 7, user=10 * ticks)
-    seen = [workers.read({0: 7})[0].cpu_user]
-    fake_process(tmp_path, 7, user=12 * ticks)
-    seen.append(workers.read({0: 7})[0].cpu_user)
-    seen.append(workers.read({0: None})[0].cpu_user)
     fake_process(tmp_path, 8, user=1 * ticks)
-    seen.append(workers.read({0: 8})[0].cpu_user)
-    seen.append(workers.read({0: 99})[0].cpu_user)
-    seen.append(workers.read({0: 8})[0].cpu_user)
+    # It is gone before the supervisor has said what it used; 99 stands for it.
+    told: list[tuple[int | None, float]] = [(7, 0.0), (99, 0.0), (None, 10.5), (8, 10.5), (8, 10.5)]
+    seen = [workers.read({0: pid}, {0: (before, 0.0)})[0].cpu_user for pid, before in told]
 
-    assert seen == [10.0, 12.0, 12.0, 13.0, 13.0, 14.0]
+    assert seen == [10.0, 10.0, 10.5, 11.5, 11.5]
 
 
 def test_a_slot_without_a_process_has_no_memory_and_no_descriptors(tmp_path: Path) -> None:
-    assert WorkerProcesses(tmp_path).read({3: None}) == {3: Reading(cpu_user=0.0, cpu_system=0.0)}
+    assert WorkerProcesses(tmp_path).read({3: None}, {}) == {3: Reading(cpu_user=0.0, cpu_system=0.0)}
 
 
 def test_scrapes_that_overlap_count_the_past_once(tmp_path: Path) -> None:
     ticks = os.sysconf("SC_CLK_TCK")
     workers = WorkerProcesses(tmp_path)
     fake_process(tmp_path, 7, user=10 * ticks)
-    workers.read({0: 7})
-    threads = [threading.Thread(target=workers.read, args=({0: None},)) for _ in range(8)]
+    threads = [threading.Thread(target=workers.read, args=({0: 7}, {0: (5.0, 0.0)})) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
-    assert workers.read({0: None})[0].cpu_user == 10.0
+    assert workers.read({0: 7}, {0: (5.0, 0.0)})[0].cpu_user == 15.0

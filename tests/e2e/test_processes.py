@@ -31,6 +31,15 @@ def is_alive(client: socket.socket) -> bool:
         return False
 
 
+def refuses(address: tuple[str, int]) -> bool:
+    """Whether nothing listens there."""
+    try:
+        socket.create_connection(address).close()
+    except ConnectionError:
+        return True
+    return False
+
+
 def replacement_of(proxy: Proxy, number: int, old: int) -> int:
     return eventually(
         lambda: pid if (pid := proxy.worker_pids().get(number, old)) != old else 0, f"worker {number} is replaced"
@@ -100,7 +109,8 @@ def test_a_killed_worker_is_replaced_and_only_its_own_sessions_end(start_proxy: 
         # A flow needs no handshake: its next datagram makes a new one in the replacement.
         assert all(is_alive(flow) for flow in flows)
         lost_flows = proxy.metric("sessions_closed_total", reason="worker_lost", protocol="udp")
-        assert len(udp_target.sources) == len(flows) + lost_flows
+        assert 0 < lost_flows < len(flows)
+        assert len(udp_target.sources) <= len(flows) + lost_flows  # a port may have been given out a second time
 
         assert 0 < len(survivors) < len(connections)
         for _ in range(20):
@@ -162,6 +172,66 @@ def test_the_death_of_the_admin_process_disturbs_no_traffic(start_proxy: StartPr
             assert proxy.metric("sessions_total") == 1
 
 
+def admin_pid(proxy: Proxy) -> int:
+    return next((pid for pid, title in proxy.children().items() if title.startswith("rpxy-l4: admin")), 0)
+
+
+def test_the_processor_time_of_dead_workers_outlives_the_admin_process(start_proxy: StartProxy) -> None:
+    with TcpTarget(echo) as target:
+        proxy = start_proxy(f'tcp_target = ["{target.text}"]\nworkers = 1\n')
+        proxy.expect_trouble(DEATH + "|admin")
+        worker = proxy.worker_pids()[1]
+        with proxy.connect() as client:
+            while cpu_seconds(worker) < 0.2:
+                assert is_alive(client)
+        used = cpu_seconds(worker)
+        os.kill(worker, signal.SIGKILL)
+        replacement_of(proxy, 1, worker)
+        victim = admin_pid(proxy)
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: admin_pid(proxy) not in (0, victim), "the admin process is replaced")
+
+        assert proxy.metric("worker_cpu_seconds_total", worker="1") >= used
+
+
+@pytest.mark.slow
+def test_an_admin_process_that_hangs_is_replaced(start_proxy: StartProxy) -> None:
+    with TcpTarget(echo) as target:
+        proxy = start_proxy(f'tcp_target = ["{target.text}"]\nworkers = 1\n')
+        proxy.expect_trouble("admin")
+        proxy.metrics_text()
+        victim = admin_pid(proxy)
+        os.kill(victim, signal.SIGSTOP)
+
+        proxy.wait_for("the admin process hangs (no heartbeat for", timeout=30)
+        eventually(lambda: admin_pid(proxy) not in (0, victim), "the admin process is replaced")
+        proxy.metrics_text()
+
+
+def test_a_worker_is_replaced_while_the_log_directory_cannot_be_used(tmp_path: Path) -> None:
+    logs, moved = tmp_path / "logs", tmp_path / "moved"
+    with TcpTarget(reports("served")) as target:
+        proxy = Proxy(tmp_path, f'tcp_target = ["{target.text}"]\nworkers = 1\n', arguments=("--log-dir", str(logs)))
+        proxy.start()
+        try:
+            events = logs / "rpxy-l4.log"
+            eventually(lambda: events.exists() and "generation 1 applied on" in events.read_text(), "it serves")
+            victim = proxy.worker_pids()[1]
+            logs.rename(moved)
+            logs.write_text("in the way")
+            os.kill(victim, signal.SIGKILL)
+            replacement_of(proxy, 1, victim)
+
+            with proxy.connect() as client:
+                client.shutdown(socket.SHUT_WR)
+                assert read_all(client) == b"served\n"
+            assert " error worker 1: cannot open the log files" in (moved / "rpxy-l4.log").read_text()
+            eventually(lambda: "event=session" in (moved / "access.log").read_text(), "the session is logged")
+        finally:
+            proxy.signal(signal.SIGTERM)
+            assert proxy.wait_end() == 0
+
+
 def test_children_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
     with TcpTarget(echo) as target:
         proxy = Proxy(tmp_path, f'tcp_target = ["{target.text}"]\ndrain_timeout = "300ms"\n')
@@ -189,8 +259,7 @@ def test_term_lets_open_sessions_end_and_takes_no_new_ones(tmp_path: Path) -> No
 
             eventually(lambda: proxy.get("/readyz")[0] == 503, "not ready while draining")
             eventually(lambda: any("draining 1 session" in title for title in proxy.children().values()))
-            with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(proxy.address)
+            eventually(lambda: refuses(proxy.address), "nothing listens any more")
             assert is_alive(client)
             client.close()
             assert proxy.wait_end() == 0

@@ -27,6 +27,8 @@ WAITS: Final = 15
 """Takes the configuration when somebody has written to the FIFO ``gate`` beside the configuration file."""
 STAYS: Final = 17
 """Does not end when told to."""
+TELLS_NONSENSE: Final = 19
+"""Takes the configuration, and then says what nobody can understand."""
 
 _BEAT: Final = 0.5
 
@@ -51,11 +53,14 @@ def run_worker(slot: int, slots: int, channel: Channel, slab: Slab) -> int:
                     return 3
                 if backlog == WAITS:
                     (Path(sys.argv[1]).parent / "gate").read_bytes()
-                extra = len(open_descriptors() - {0, 1, 2, channel.fileno(), *descriptors})
+                own = {0, 1, 2, channel.fileno(), *descriptors, *logs.current().descriptors()}
+                extra = len(open_descriptors() - own)
                 names = ",".join(attached_bind.host for attached_bind in attached)
                 say(f"worker {slot}/{slots} applies {snapshot.generation}: new {names or '-'}, extra {extra}")
                 say(f"worker {slot} knows {dict(addresses)}")
                 channel.send(Applied(snapshot.generation))
+                if backlog == TELLS_NONSENSE:
+                    os.write(channel.fileno(), b"inonsense")
             case Addresses(addresses):
                 say(f"worker {slot} knows {dict(addresses)}")
             case Drain(timeout):
@@ -70,11 +75,14 @@ def run_worker(slot: int, slots: int, channel: Channel, slab: Slab) -> int:
                 return 0
 
 
-def run_admin(channel: Channel, slab: Slab, slots: int, listening: ListeningSocket | None) -> int:  # noqa: ARG001  given
+def run_admin(channel: Channel, slab: Slab, slots: int, listening: ListeningSocket | None) -> int:
     """Know one name, and repeat what the supervisor says."""
     say(f"admin begins with {listening is not None}")
+    generation = 0
     while True:
-        select.select([channel], [], [])
+        slab.row(slots)[Cell.HEARTBEAT] = time.monotonic_ns()
+        if not select.select([channel], [], [], _BEAT)[0]:
+            continue
         received = channel.receive()
         if received is None:
             return 0
@@ -84,6 +92,13 @@ def run_admin(channel: Channel, slab: Slab, slots: int, listening: ListeningSock
             say(f"admin sees {message.newest.generation} {states} {len(descriptors)} draining={message.draining}")
             if "known.test" in message.newest.names:
                 channel.send(Addresses({"known.test": ("127.0.0.1",)}))
+            if "flood.test" in message.newest.names and message.newest.generation > generation:
+                for number in range(2000, 0, -1):
+                    address = f"127.0.{number >> 8}.{number & 255}"
+                    while not channel.send(Addresses({"flood.test": (address,)})):
+                        select.select([], [channel], [], _BEAT)
+                say("admin has said it all")
+            generation = message.newest.generation
         for descriptor in descriptors:
             os.close(descriptor)
 

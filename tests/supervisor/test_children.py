@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from typing import Final
 
 import pytest
@@ -25,7 +26,7 @@ def wait_readable(what: int | Channel) -> None:
 
 def end(child: Child) -> int:
     wait_readable(child.descriptor)
-    return child.end()
+    return child.end().exit_code
 
 
 def test_a_child_runs_what_it_was_given_and_its_result_is_the_exit_status() -> None:
@@ -45,6 +46,19 @@ def test_a_signal_that_ends_a_child_is_a_negative_exit_status() -> None:
         return 0
 
     assert end(start(die)) == -signal.SIGKILL
+
+
+def test_what_a_child_used_of_the_processor_is_known_when_it_has_ended() -> None:
+    def work(_: Channel) -> int:
+        while time.process_time() < 0.05:
+            pass
+        return 0
+
+    child = start(work)
+    wait_readable(child.descriptor)
+    death = child.end()
+
+    assert 0.04 < death.cpu_user + death.cpu_system < 5
 
 
 def test_both_ends_can_talk() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,9 @@ from typing import Self
 
 import pytest
 
-from tests.supervisor.standin import DIES, STAYS, WAITS
+from tests.supervisor.standin import DIES, STAYS, TELLS_NONSENSE, WAITS
 from tests.support.ports import free_port
-from tests.support.proxy import ROOT
+from tests.support.proxy import ROOT, child_pids
 from tests.support.waiting import PATIENCE
 
 USUAL = 1024
@@ -27,7 +28,8 @@ class Standin:
     """``tests.supervisor.standin`` and its output."""
 
     def __init__(self, folder: Path, **keys: str | int) -> None:
-        self.file = folder / "config.toml"
+        # A path may be any bytes.
+        self.file = folder / os.fsdecode(b"config\xff.toml")
         self.port, self.admin_port = free_port(), free_port()
         self.output = b""
         self.write(**keys)
@@ -66,6 +68,10 @@ class Standin:
     def reload(self, **keys: str | int) -> None:
         self.write(**keys)
         self.signal(signal.SIGHUP)
+
+    def children(self) -> list[int]:
+        """The process of the admin and those of the workers, in the order in which they were started."""
+        return sorted(child_pids(self.process.pid))
 
     def wait_for(self, text: str, count: int = 1) -> None:
         """Read on until the text has come so many times, anew for each call."""
@@ -170,11 +176,90 @@ def test_reloads_that_come_while_one_is_under_way_are_one_and_the_last_content_w
 
 def test_workers_that_die_of_a_configuration_do_not_keep_a_better_one_out(standin: Callable[..., Standin]) -> None:
     run = standin(tcp_backlog=DIES, workers=1)
-    run.wait_for("worker 0 (process ", count=3)
+    run.wait_for("worker 1 (process ", count=3)
     run.wait_for("has died: exit status 3; 0 sessions lost", count=3)
+    run.reload(tcp_backlog=DIES, listen_address_v4='"127.0.0.2"', workers=1)
+    run.wait_for("has died: exit status 3; 0 sessions lost", count=4)
     run.reload(tcp_backlog=USUAL, workers=1)
 
-    run.wait_for("generation 2 applied on 1/1")
+    run.wait_for("generation 2 was never in force on all workers")
+    run.wait_for("generation 3 applied on 1/1")
+
+
+@pytest.mark.parametrize(("number", "name"), [(35, "signal 35"), (34, "SIGRTMIN"), (9, "SIGKILL")])
+def test_a_worker_may_die_of_any_signal(standin: Callable[..., Standin], number: int, name: str) -> None:
+    run = standin()
+    run.wait_for("generation 1 applied on 2/2")
+    os.kill(run.children()[-1], number)
+
+    run.wait_for(f"has died: {name}; 0 sessions lost")
+    run.wait_for("worker 2 is process")
+    run.signal(signal.SIGTERM)
+    assert run.end() == 0
+
+
+def test_a_fault_of_the_supervisors_own_is_logged_and_does_not_end_it(standin: Callable[..., Standin]) -> None:
+    run = standin(tcp_backlog=TELLS_NONSENSE)
+    run.wait_for("critical supervisor: a fault of the supervisor's own in functools.partial", count=2)
+    run.wait_for("UnpicklingError", count=2)
+    run.wait_for("generation 1 applied on 2/2")
+    run.reload()
+
+    run.wait_for("generation 2 applied on 2/2")
+    run.signal(signal.SIGTERM)
+    assert run.end() == 0
+
+
+def test_two_ports_do_not_change_places_in_one_reload(standin: Callable[..., Standin]) -> None:
+    run = standin()
+    run.wait_for("generation 1 applied on 2/2")
+    run.reload(listen_port=run.admin_port, **{"admin.listen": f'"127.0.0.1:{run.port}"'})
+
+    run.wait_for(f"cannot listen on tcp 127.0.0.1:{run.admin_port}: address already in use")
+    run.reload()
+    run.wait_for("the configuration file is unchanged")
+
+
+def test_a_file_that_became_a_pipe_is_not_waited_for(standin: Callable[..., Standin]) -> None:
+    run = standin()
+    run.wait_for("generation 1 applied on 2/2")
+    run.file.unlink()
+    os.mkfifo(run.file)
+    run.signal(signal.SIGHUP)
+
+    run.wait_for("cannot be read: it is no regular file")
+    run.file.unlink()
+    run.reload(tcp_backlog=99)
+    run.wait_for("generation 2 applied on 2/2")
+
+
+@pytest.mark.slow
+def test_a_directory_that_was_made_anew_is_watched_again(standin: Callable[..., Standin]) -> None:
+    run = standin(watch="true")
+    run.wait_for("generation 1 applied on 2/2")
+    shutil.rmtree(run.file.parent)
+    run.wait_for("cannot go on watching")
+    run.wait_for("the configuration was not reloaded")
+    run.file.parent.mkdir()
+    run.write(watch="true")
+    # Found by looking at it now and then.
+    run.wait_for("the configuration file is unchanged")
+    began = time.monotonic()
+    run.write(watch="true", tcp_backlog=98)
+
+    run.wait_for("generation 2 applied on 2/2")
+    assert time.monotonic() - began < 5
+
+
+def test_a_worker_that_could_not_be_told_of_addresses_is_told_later(
+    standin: Callable[..., Standin], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "gate")
+    run = standin(tcp_target='["flood.test:1"]', tcp_backlog=WAITS, workers=1)
+    run.wait_for("admin has said it all")
+    (tmp_path / "gate").write_bytes(b"")
+
+    run.wait_for("worker 0 knows {'flood.test': ('127.0.0.1',)}")
 
 
 def test_a_new_admin_address_is_handed_over(standin: Callable[..., Standin]) -> None:
@@ -217,7 +302,7 @@ def test_a_second_signal_ends_those_that_do_not_want_to(standin: Callable[..., S
     assert run.end() == 0
     run.wait_for("stopping at once")
     run.wait_for("worker 0 drains for 0 s")
-    run.wait_for("worker 0 does not end: killing it")
+    run.wait_for("worker 1 does not end: killing it")
 
 
 def test_quit_stops_at_once(standin: Callable[..., Standin]) -> None:

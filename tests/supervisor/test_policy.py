@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -11,6 +13,7 @@ from rpxy_l4.supervisor.policy import (
     BACK_OFF,
     HEARTBEAT_TIMEOUT,
     LATE,
+    SECOND_LOOK,
     STEADY,
     Abort,
     Decision,
@@ -19,6 +22,7 @@ from rpxy_l4.supervisor.policy import (
     Kill,
     Seat,
     Spawn,
+    Suspect,
     back_off,
     cause_of_death,
     decide,
@@ -32,8 +36,19 @@ def worker(slot: int = 0, *, born: float = NOW - 100, beat: float = NOW - 1, **c
     return Seat(slot, occupied=True, born=born, beat=beat, **changes)  # type: ignore[arg-type]  # by name
 
 
-def admin(kill_at: float | None = None) -> Seat:
-    return Seat(ADMIN, occupied=True, born=NOW - 100, kill_at=kill_at)
+def admin(kill_at: float | None = None, beat: float = NOW) -> Seat:
+    return Seat(ADMIN, occupied=True, born=NOW - 100, beat=beat, kill_at=kill_at)
+
+
+def suspects(*seats: Seat, now: float) -> list[int]:
+    """The seats suspected now. This is noted in them, as the loop does it."""
+    actions = decide(seats, stopping=False, now=now).actions
+    found = [action.slot for action in actions if isinstance(action, Suspect)]
+    assert len(found) == len(actions), actions
+    for seat in seats:
+        if seat.slot in found:
+            seat.suspected = now
+    return found
 
 
 def test_every_empty_seat_is_filled_at_once() -> None:
@@ -50,33 +65,67 @@ def test_a_seat_that_backs_off_is_filled_when_its_time_has_come() -> None:
 
 
 def test_workers_that_beat_are_left_alone_until_they_could_be_late() -> None:
-    seats = [admin(), worker(0, beat=NOW - 1), worker(1, beat=NOW - 3)]
+    seats = [admin(), worker(0, beat=NOW - 1), worker(1, beat=NOW - 3), admin(beat=NOW - 2)]
 
     assert decide(seats, stopping=False, now=NOW) == Decision((), wake_at=NOW - 3 + HEARTBEAT_TIMEOUT)
 
 
-def test_a_silent_worker_is_aborted() -> None:
-    silent = worker(1, beat=NOW - HEARTBEAT_TIMEOUT)
+@pytest.mark.parametrize("make", [partial(worker, 1), admin])
+def test_a_silent_child_is_suspected_first_and_aborted_when_it_stays_silent(make: Callable[..., Seat]) -> None:
+    silent = make(beat=NOW - HEARTBEAT_TIMEOUT)
 
-    assert decide([worker(0), silent], stopping=False, now=NOW).actions == (Abort(1, "no heartbeat for 10 s"),)
+    assert suspects(worker(0), silent, now=NOW) == [silent.slot]
+    assert decide([silent], stopping=False, now=NOW) == Decision((), wake_at=NOW + SECOND_LOOK)
+    assert decide([silent], stopping=False, now=NOW + SECOND_LOOK).actions == (
+        Abort(silent.slot, "no heartbeat for 11 s"),
+    )
+
+
+def test_a_suspect_that_beats_again_is_free() -> None:
+    seat = worker(beat=NOW - HEARTBEAT_TIMEOUT)
+    assert suspects(seat, now=NOW) == [0]
+    seat.beat = NOW + 0.5
+
+    assert decide([seat], stopping=False, now=NOW + SECOND_LOOK) == Decision((), NOW + 0.5 + HEARTBEAT_TIMEOUT)
+
+
+def test_an_old_suspicion_does_not_count_when_it_is_silent_again() -> None:
+    seat = worker(beat=NOW - HEARTBEAT_TIMEOUT)
+    assert suspects(seat, now=NOW) == [0]
+    seat.beat = NOW + 0.5
+
+    assert suspects(seat, now=NOW + 60) == [0]
+
+
+def test_of_a_group_that_stood_still_nobody_is_aborted_before_it_could_run() -> None:
+    # The last turn was just before the stop, and the workers had beaten a second before: this is not late enough for
+    # a grace, and yet everybody is silent.
+    before, after = NOW, NOW + 10.7
+    seats = [worker(slot, beat=before - 1) for slot in (0, 1)]
+    planned = decide(seats, stopping=False, now=before).wake_at
+    assert grace_after(planned, after) == -math.inf
+
+    assert suspects(*seats, now=after) == [0, 1]
+    for seat in seats:
+        seat.beat = after + 0.01
+
+    assert decide(seats, stopping=False, now=after + SECOND_LOOK).actions == ()
 
 
 def test_a_new_worker_has_the_same_time_to_beat_for_the_first_time() -> None:
     born = worker(born=NOW, beat=0.0)
 
     assert decide([born], stopping=False, now=NOW) == Decision((), wake_at=NOW + HEARTBEAT_TIMEOUT)
-    assert decide([born], stopping=False, now=NOW + HEARTBEAT_TIMEOUT).actions != ()
-
-
-def test_the_admin_process_has_no_heartbeat_to_miss() -> None:
-    assert decide([admin()], stopping=False, now=NOW + 1e6) == Decision()
+    assert suspects(born, now=NOW + HEARTBEAT_TIMEOUT) == [0]
 
 
 def test_a_worker_that_beats_but_does_not_take_its_configuration_is_aborted() -> None:
     deaf = worker(beat=NOW + ANSWER_TIMEOUT, asked=NOW)
 
     assert decide([deaf], stopping=False, now=NOW + ANSWER_TIMEOUT - 1).actions == ()
-    assert decide([deaf], stopping=False, now=NOW + ANSWER_TIMEOUT).actions == (
+    assert suspects(deaf, now=NOW + ANSWER_TIMEOUT) == [0]
+    assert decide([deaf], stopping=False, now=NOW + ANSWER_TIMEOUT) == Decision((), NOW + ANSWER_TIMEOUT + SECOND_LOOK)
+    assert decide([deaf], stopping=False, now=NOW + ANSWER_TIMEOUT + SECOND_LOOK).actions == (
         Abort(0, "does not take its configuration"),
     )
 
@@ -97,7 +146,7 @@ def test_an_aborted_worker_is_killed_after_a_moment_and_only_once() -> None:
 
 
 def test_while_stopping_nothing_is_started_and_a_drain_is_waited_for() -> None:
-    seats = [admin(), Seat(0), worker(1, beat=NOW - 60, kill_at=NOW + 32)]
+    seats = [admin(beat=NOW + 30), Seat(0), worker(1, beat=NOW - 60, kill_at=NOW + 32)]
 
     assert decide(seats, stopping=True, now=NOW) == Decision((), wake_at=NOW + 32)
     assert decide(seats, stopping=True, now=NOW + 32).actions == (Kill(1),)

@@ -72,10 +72,39 @@ def test_an_address_comes_back_while_a_worker_still_serves_flows_on_its_old_sock
     bind = Bind(Transport.UDP, "127.0.0.1", free_port())
     sockets.open([bind], 16)
     with sockets.copy(bind):
-        sockets.close([bind])
-        sockets.open([bind], 16)
+        sockets.close([bind], until=30.0)
+        sockets.open([bind], 16, now=29.0)
 
     assert sockets.binds == {bind}
+
+
+@pytest.mark.parametrize("transport", Transport)
+def test_an_address_that_was_given_up_is_somebody_elses(sockets: ListeningSockets, transport: Transport) -> None:
+    bind = Bind(transport, "127.0.0.1", free_port())
+    sockets.open([bind], 16)
+    sockets.close([bind], until=30.0)
+    second = ListeningSockets(SLOTS)
+    second.open([bind], 16)
+
+    try:
+        # A TCP address is given up at once, a UDP address when no worker has flows on it any more.
+        with pytest.raises(BindError):
+            sockets.open([bind], 16, now=29.0 if transport is Transport.TCP else 30.0)
+    finally:
+        second.close_all()
+
+
+def test_another_address_of_a_port_that_is_ours_is_not_shared_with_somebody_else(sockets: ListeningSockets) -> None:
+    port = free_port()
+    sockets.open([tcp("127.0.0.1", port)], 16)
+    second = ListeningSockets(SLOTS)
+    second.open([tcp("127.0.0.2", port)], 16)
+
+    try:
+        with pytest.raises(BindError):
+            sockets.open([tcp("127.0.0.2", port)], 16)
+    finally:
+        second.close_all()
 
 
 def test_what_waits_to_be_accepted_survives_a_change_of_the_backlog(sockets: ListeningSockets) -> None:
