@@ -73,7 +73,7 @@ def test_the_numbers_are_those_of_all_workers_together(start_proxy: StartProxy) 
         assert proxy.metric("datagrams_total", **udp, direction="in") == 40
         assert proxy.metric("detections_total", protocol="tcp", result="skipped") == 40
         assert proxy.metric("workers", state="ready") == 2
-        per_worker = [proxy.metric("worker_sessions", worker=str(slot), protocol="tcp") for slot in (0, 1)]
+        per_worker = [proxy.metric("worker_sessions", worker=str(number), protocol="tcp") for number in (1, 2)]
         assert sum(per_worker) == 40
         assert min(per_worker) > 0  # the kernel spreads clients over the workers
 
