@@ -7,7 +7,7 @@ RUN := $(VENV)/bin
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo check quick test lint format wheel programs clean
+.PHONY: help demo check quick test lint format wheel programs bench clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z]*\):.*##/\1/p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "  make %-10s%s\n", name, $$0 }'
@@ -38,6 +38,9 @@ wheel: $(VENV)/.installed-dev  ## build the wheel and try it in a clean environm
 
 programs:  ## install the Debian packages that the end-to-end tests drive, where any is missing
 	scripts/install-test-programs
+
+bench: $(VENV)/.installed-dev  ## measure beside other proxies, in under ten minutes; bench/install-peers gets them
+	$(RUN)/python -m bench
 
 clean:  ## remove what was made here, the environment included
 	rm -rf $(VENV) build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
