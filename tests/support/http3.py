@@ -159,7 +159,10 @@ async def http3_get(
     version: QuicProtocolVersion = QuicProtocolVersion.VERSION_1,
     ticket: SessionTicket | None = None,
 ) -> Http3Answer:
-    """Ask for the paths one after another on one connection to 127.0.0.1, without checking the certificate."""
+    """Ask for the paths one after another on one connection to 127.0.0.1, without checking the certificate.
+
+    From a port that nobody used lately: another client's flow may still be remembered by the address that it had.
+    """
     kept: list[SessionTicket] = []
     configuration = QuicConfiguration(
         alpn_protocols=list(alpn),
@@ -175,6 +178,7 @@ async def http3_get(
         port,
         configuration=configuration,
         create_protocol=_Client,
+        local_port=free_port(),
         session_ticket_handler=kept.append,
         wait_connected=ticket is None,
     ) as protocol:
