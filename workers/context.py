@@ -8,9 +8,10 @@ import logging
 import random
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
+from rpxy_l4.balance import rank, rank_addresses
 from rpxy_l4.control import Resolved
 from rpxy_l4.detect.udp import preload
 from rpxy_l4.metrics.layout import (
@@ -24,7 +25,7 @@ from rpxy_l4.metrics.layout import (
 from rpxy_l4.metrics.slab import Slab
 from rpxy_l4.net.stream import PipePool
 from rpxy_l4.router import Router
-from rpxy_l4.snapshot import Side, Snapshot, Target
+from rpxy_l4.snapshot import Route, Side, Snapshot, Target
 from rpxy_l4.timers import TimerTable
 from rpxy_l4.workers.access_log import AccessLog
 from rpxy_l4.workers.poller import Owner, Poller, give_up
@@ -157,6 +158,16 @@ class Context:
     def resolve(self, target: Target) -> Sequence[str]:
         """Return the IP literals of a target; empty while its name has none."""
         return self.addresses.get(target.host, ()) if target.is_name else (target.host,)
+
+    def candidates(self, route: Route, client: tuple[str, int]) -> Iterator[tuple[Target, str]]:
+        """Yield every address of every target of a route, in the order in which to try them for a client."""
+        host, port = client
+        tried: set[tuple[str, int]] = set()  # a target may stand in the list twice, for weight
+        for target in rank(route.load_balance, route.targets, host, port, self.random):
+            for address in rank_addresses(route.load_balance, target, self.resolve(target), host, port, self.random):
+                if (address, target.port) not in tried:
+                    tried.add((address, target.port))
+                    yield target, address
 
     def again(self, owner: Owner) -> None:
         """Give ``owner`` another turn after the others had theirs."""

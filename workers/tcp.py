@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Final
 
-from rpxy_l4.balance import rank, rank_addresses
 from rpxy_l4.detect.tcp import TcpDetector
 from rpxy_l4.endings import ConnectResult, Detected, Reason, Rejection
 from rpxy_l4.metrics.layout import (
@@ -398,21 +397,9 @@ class TcpSession:
             self.refuse(Rejection.DETECT_TIMEOUT if detected is Detected.TIMEOUT else Rejection.NO_ROUTE)
             return
         self._route = route
-        self._candidates = self._rank(route)
+        self._candidates = self._context.candidates(route, self._source)
         self._stage = _Stage.CONNECT
         self._connect_next(Rejection.NO_TARGET)
-
-    def _rank(self, route: Route) -> Iterator[tuple[Target, str]]:
-        """Yield every address of every target, in the order in which to try them."""
-        context = self._context
-        host, port = self._source
-        tried: set[tuple[str, int]] = set()  # a target may stand in the list twice, for weight
-        for target in rank(route.load_balance, route.targets, host, port, context.random):
-            addresses = context.resolve(target)
-            for address in rank_addresses(route.load_balance, target, addresses, host, port, context.random):
-                if (address, target.port) not in tried:
-                    tried.add((address, target.port))
-                    yield target, address
 
     # Connecting
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Iterator
 from typing import Final
 
-from rpxy_l4.balance import rank, rank_addresses
 from rpxy_l4.detect.udp import UdpDetector
 from rpxy_l4.endings import Detected, Drop, Reason, Rejection
 from rpxy_l4.metrics.layout import (
@@ -288,21 +286,12 @@ class UdpFlow:
         if self._route is None:
             self.refuse(Rejection.NO_ROUTE, Drop.NO_ROUTE)
             return
-        self._candidates = list(self._rank(self._route))
+        self._candidates = list(self._context.candidates(self._route, self._client[:2]))
         self._idle = self._route.idle_lifetime
         if self._open_target():
             self._watch_idleness()
         elif not self._is_closed:
             self.refuse(Rejection.NO_TARGET, Drop.NO_TARGET)
-
-    def _rank(self, route: Route) -> Iterator[tuple[Target, str]]:
-        context = self._context
-        host, port = self._client[:2]
-        for target in rank(route.load_balance, route.targets, host, port, context.random):
-            for address in rank_addresses(
-                route.load_balance, target, context.resolve(target), host, port, context.random
-            ):
-                yield target, address
 
     def _open_target(self) -> bool:
         """Open the socket towards the next candidate that there is a way to, and send what is held.
