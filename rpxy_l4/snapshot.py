@@ -126,6 +126,8 @@ class Snapshot:
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     workers: int = 1
     watch: bool = True
+    access_log: bool = True
+    """Whether sessions that begin under this configuration have a line when they end or are refused."""
     admin: Bind | None = None
     """The admin process's HTTP address; None turns it off."""
     dns_min_ttl: float = 30.0

@@ -50,6 +50,7 @@ def compile_snapshot(config: Config, *, sha256: str, generation: int, directory:
         trusted_proxies=config.tcp_trusted_proxies,
         workers=max(1, min(cpus, MAX_WORKERS)) if config.workers == "auto" else config.workers,
         watch=config.watch,
+        access_log=config.access_log,
         admin=_admin(config.admin.listen),
         dns_min_ttl=min_ttl,
         dns_max_ttl=max_ttl,

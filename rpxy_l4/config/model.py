@@ -263,6 +263,8 @@ class Config(_Table):
     """Worker processes; "auto" is one per available CPU."""
     watch: Flag = True
     """Reload when the file changes. SIGHUP reloads in any case."""
+    access_log: Flag = True
+    """Write a line for each session that ended or was refused. A reload decides for sessions that begin after it."""
     admin: Admin = Admin()
     """The administrative HTTP server: /metrics, /livez and /readyz."""
     protocols: dict[EntryName, Entry] = Field(default_factory=dict)

@@ -57,6 +57,7 @@ def test_every_key_reaches_the_snapshot() -> None:
         drain_timeout=0,
         workers=2,
         watch=False,
+        access_log=False,
         admin={"listen": "[::1]:9000"},
         protocols={
             "web": entry("tls", "b:443", server_names=["B.example"], alpn=["H2"], load_balance="source_socket"),
@@ -133,6 +134,7 @@ def test_every_key_reaches_the_snapshot() -> None:
         trusted_proxies=(ip_network("10.0.0.0/8"),),
         workers=2,
         watch=False,
+        access_log=False,
         admin=Bind(TCP, "::1", 9000),
         dns_min_ttl=11.0,
         dns_max_ttl=12.0,

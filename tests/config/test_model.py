@@ -45,6 +45,7 @@ def test_every_key_but_the_port_has_a_default() -> None:
         "drain_timeout": 30.0,
         "workers": "auto",
         "watch": True,
+        "access_log": True,
         "admin": {"listen": {"text": "127.0.0.1:9448", "host": "127.0.0.1", "port": 9448, "is_name": False}},
         "protocols": {},
         "protocol": {},
