@@ -1,8 +1,9 @@
-"""A coarse table of deadlines, for many items whose deadlines move often and pass seldom."""
+"""Deadlines of many items: a table for those that move often, and queues for those that are mostly taken back."""
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from typing import Generic, TypeVar
 
@@ -52,3 +53,46 @@ class TimerTable(Generic[T]):
     def next_deadline(self) -> float | None:
         """When ``expire`` will next have something to give; None for an empty table."""
         return self._order[0] * self._granularity if self._order else None
+
+
+class WaitingLines(Generic[T]):
+    """Items that wait for one of a few durations, and nearly always leave before it is over.
+
+    One line for each duration, in the order of adding, which is the order of deadlines; so all costs are constant, and
+    an item that left is not kept alive. An item may be in one line at a time.
+    """
+
+    __slots__ = ("_lines",)
+
+    def __init__(self) -> None:
+        """Begin with nobody waiting."""
+        self._lines: dict[float, dict[T, float]] = {}
+
+    def add(self, now: float, duration: float, item: T) -> None:
+        """Let ``item`` wait for ``duration`` seconds from ``now``, which must not be before that of an earlier call."""
+        line = self._lines.get(duration)
+        if line is None:
+            line = self._lines[duration] = {}
+        line[item] = now + duration
+
+    def discard(self, duration: float, item: T) -> None:
+        """Let ``item`` leave the line of ``duration``; harmless when it is not there."""
+        line = self._lines.get(duration)
+        if line is not None:
+            line.pop(item, None)
+
+    def expire(self, now: float) -> list[T]:
+        """Take out every item whose time is over, and forget durations that nobody waits for."""
+        due: list[T] = []
+        for duration, line in list(self._lines.items()):
+            over = list(itertools.takewhile(lambda item: line[item] <= now, line))  # noqa: B023  used up at once
+            for item in over:
+                del line[item]
+            due += over
+            if not line:
+                del self._lines[duration]
+        return due
+
+    def next_deadline(self) -> float | None:
+        """When ``expire`` will next have something to give; None when nobody waits."""
+        return min((line[next(iter(line))] for line in self._lines.values() if line), default=None)

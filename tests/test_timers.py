@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rpxy_l4.timers import TimerTable
+from rpxy_l4.timers import TimerTable, WaitingLines
 
 TIMES = st.floats(min_value=-1e6, max_value=1e6, allow_nan=False)
 
@@ -103,3 +103,48 @@ def test_an_item_is_never_early_by_a_rounding_error(deadline: float) -> None:
     assert due is not None
     assert due >= deadline
     assert table.expire(due) == ["a"]
+
+
+def test_who_waits_is_called_after_the_time_and_once() -> None:
+    lines: WaitingLines[str] = WaitingLines()
+    lines.add(10.0, 3.0, "a")
+    lines.add(10.5, 3.0, "b")
+    lines.add(11.0, 0.5, "c")
+
+    assert lines.next_deadline() == 11.5
+    assert lines.expire(11.4) == []
+    assert lines.expire(13.2) == ["a", "c"]
+    assert lines.next_deadline() == 13.5
+    assert lines.expire(20.0) == ["b"]
+    assert lines.next_deadline() is None
+
+
+def test_who_left_is_not_called_and_not_kept() -> None:
+    lines: WaitingLines[str] = WaitingLines()
+    for number in range(1000):
+        lines.add(number * 0.001, 5.0, f"item {number}")
+        lines.discard(5.0, f"item {number - 1}")
+    lines.discard(5.0, "item 999")
+    lines.discard(5.0, "item 999")
+    lines.discard(7.0, "nobody")
+
+    assert lines.next_deadline() is None
+    assert lines.expire(1e9) == []
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.sampled_from([0.5, 3.0, 60.0]), st.booleans()), max_size=60))
+def test_lines_give_each_item_when_its_time_is_over_and_not_before(events: list[tuple[float, float, bool]]) -> None:
+    lines: WaitingLines[int] = WaitingLines()
+    now, waiting = 0.0, dict[int, tuple[float, float]]()
+    for number, (step, duration, leaves) in enumerate(events):
+        now += step
+        due = {item for item, (deadline, _) in waiting.items() if deadline <= now}
+        assert set(lines.expire(now)) == due
+        for item in due:
+            del waiting[item]
+        lines.add(now, duration, number)
+        waiting[number] = (now + duration, duration)
+        if leaves:
+            item = min(waiting)
+            lines.discard(waiting.pop(item)[1], item)
+        assert lines.next_deadline() == min((deadline for deadline, _ in waiting.values()), default=None)

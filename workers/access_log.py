@@ -61,6 +61,8 @@ class AccessLog:
         self._on_pending = on_pending
         self._tail = f" worker={number}\n"
         self._lines: list[str] = []
+        self._second = -1
+        self._stamp = ""
         self._size = 0
         # Scanners and floods are refused by the thousand: of each reason, ten lines a second tell the story.
         self._refusals = RateLimit(burst=10, window=1.0)
@@ -72,7 +74,7 @@ class AccessLog:
 
     def session(self, fields: str) -> None:
         """Add the line of an ended session; ``fields`` are its ``key=value`` pairs."""
-        self._add(f"ts={timestamp(time.time())} event=session {fields}")
+        self._add(f"ts={self._now()} event=session {fields}")
 
     def refused(self, fields: str, kind: str, now: float) -> None:
         """Add the line of a refused session, unless lines of its kind are too many just now. ``now`` is monotonic."""
@@ -80,7 +82,16 @@ class AccessLog:
         if repeated is None:
             return
         more = f" repeated={repeated}" if repeated else ""
-        self._add(f"ts={timestamp(time.time())} event=refused {fields}{more}")
+        self._add(f"ts={self._now()} event=refused {fields}{more}")
+
+    def _now(self) -> str:
+        """Return what ``timestamp`` does, for a tenth of its price: the part that stays for a second is kept."""
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._stamp = timestamp(second).removesuffix(".000Z")
+        return f"{self._stamp}.{int(now * 1000) % 1000:03d}Z"
 
     def _add(self, line: str) -> None:
         if not self._lines:

@@ -23,10 +23,11 @@ from rpxy_l4.metrics.layout import (
     target_offset,
 )
 from rpxy_l4.metrics.slab import Slab
+from rpxy_l4.net.inbox import Inbox
 from rpxy_l4.net.stream import PipePool
 from rpxy_l4.router import Router
 from rpxy_l4.snapshot import Route, Side, Snapshot, Target
-from rpxy_l4.timers import TimerTable
+from rpxy_l4.timers import TimerTable, WaitingLines
 from rpxy_l4.workers.access_log import AccessLog
 from rpxy_l4.workers.poller import Owner, Poller, give_up
 from rpxy_l4.workers.relay import Conduit
@@ -40,8 +41,15 @@ _RESERVED_DESCRIPTORS: Final = 128
 _GRANULARITY: Final = 0.05
 
 
+class Waiting(Owner, Protocol):
+    """Who waits for something, for a limited time."""
+
+    def on_deadline(self) -> None:
+        """Handle that the time is over."""
+
+
 class Timed(Owner, Protocol):
-    """Who has a deadline."""
+    """Who has a deadline that moves."""
 
     def on_deadline(self, now: float) -> None:
         """Handle that a deadline passed that was set for this owner, perhaps an outdated one."""
@@ -55,33 +63,53 @@ class Alarm:
         self._loop = loop
         self._poller = poller
         self._table: TimerTable[Timed] = TimerTable(_GRANULARITY)
+        self._lines: WaitingLines[Waiting] = WaitingLines()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
     def add(self, deadline: float, owner: Timed) -> None:
         """Call ``owner.on_deadline`` at or shortly after ``deadline``, seconds of CLOCK_MONOTONIC."""
         self._table.add(deadline, owner)
-        self._arm()
+        self._arm(deadline + _GRANULARITY)
 
-    def _arm(self) -> None:
-        due = self._table.next_deadline()
-        if due is None or (self._timer is not None and self._timer_at <= due):
-            return
+    def wait(self, seconds: float, owner: Waiting) -> None:
+        """Call ``owner.on_deadline`` once, in ``seconds`` or shortly after, unless :meth:`cancel` comes first."""
+        now = self._poller.now
+        self._lines.add(now, seconds, owner)
+        self._arm(now + seconds)
+
+    def cancel(self, seconds: float, owner: Waiting) -> None:
+        """Forget what ``wait`` was asked with the same arguments; harmless when that is over."""
+        self._lines.discard(seconds, owner)
+
+    def _arm(self, due: float) -> None:
+        """Let the timer ring at ``due``, or earlier if it was going to."""
         if self._timer is not None:
+            if self._timer_at <= due:
+                return
             self._timer.cancel()
         self._timer_at = due
-        self._timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._ring)
+        delay = max(_GRANULARITY, due - time.monotonic())
+        self._timer = self._loop.call_later(delay, self._ring)
 
     def _ring(self) -> None:
         self._timer = None
         self._poller.begin_batch()
-        for owner in self._table.expire(self._poller.now):
+        now = self._poller.now
+        for moving in self._table.expire(now):
             try:
-                owner.on_deadline(self._poller.now)
+                moving.on_deadline(now)
             except Exception:  # noqa: BLE001  the loop's edge: a fault in one session must not end the others
-                give_up(owner)
+                give_up(moving)
+        for waiting in self._lines.expire(now):
+            try:
+                waiting.on_deadline()
+            except Exception:  # noqa: BLE001  as above
+                give_up(waiting)
         self._poller.end_batch()
-        self._arm()
+        for due in (self._table.next_deadline(), self._lines.next_deadline()):
+            if due is not None:
+                self._arm(due)
 
 
 class Half:
@@ -112,6 +140,27 @@ class Generation:
         self.udp = None if snapshot.udp is None else Half(snapshot.udp, context.listener_cells(snapshot.udp.series))
 
 
+class OpenSessions:
+    """How many sessions are open over all workers, from their rows."""
+
+    def __init__(self, rows: Sequence[memoryview], slot: int, opened: Cell, closed: Cell) -> None:
+        """Count for the worker of row ``slot``."""
+        self._own = rows[slot]
+        self._others = [row for number, row in enumerate(rows) if number != slot]
+        self._opened = opened
+        self._closed = closed
+        self._elsewhere = 0
+        self._at = 0.0
+
+    def count(self, now: float) -> int:
+        """Return the number; that of the others as it was when ``now``, the time of a batch, was new."""
+        opened, closed = self._opened, self._closed
+        if self._at != now:
+            self._at = now
+            self._elsewhere = sum(row[opened] - row[closed] for row in self._others)
+        return self._elsewhere + self._own[opened] - self._own[closed]
+
+
 class Context:
     """The worker's resources."""
 
@@ -123,6 +172,7 @@ class Context:
         self.poller = Poller()
         self.alarm = Alarm(loop, self.poller)
         self.conduit = Conduit(PipePool(_IDLE_PIPES))
+        self.inbox = Inbox()
         self.log = log
         self.random = random.Random()  # noqa: S311  a choice of targets is no secret
         self.addresses: Resolved = {}
@@ -131,7 +181,9 @@ class Context:
         """Descriptors that the present sessions have or may come to need."""
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._supply = max(limit - _RESERVED_DESCRIPTORS, limit // 2)
-        self._rows = [slab.row(i) for i in range(slots)]
+        rows = [slab.row(i) for i in range(slots)]
+        self.tcp_sessions = OpenSessions(rows, slot, Cell.TCP_OPENED, Cell.TCP_CLOSED)
+        self.udp_sessions = OpenSessions(rows, slot, Cell.UDP_OPENED, Cell.UDP_CLOSED)
         self._targets: dict[int, memoryview] = {}
 
     def listener_cells(self, series: int) -> memoryview:
@@ -147,10 +199,6 @@ class Context:
             cells = self._targets[target.series] = self.row[start : start + TARGET_CELLS]
         return cells
 
-    def open_sessions(self, opened: Cell, closed: Cell) -> int:
-        """Return how many are open over all workers; another worker's last microseconds may be missing."""
-        return sum(row[opened] - row[closed] for row in self._rows)
-
     def has_descriptors(self, share: float = 1.0) -> bool:
         """Whether another session would get the descriptors it may come to need, within a share of all there are."""
         return self.demand + 2 * self.conduit.pipes.lent < self._supply * share
@@ -160,7 +208,12 @@ class Context:
         return self.addresses.get(target.host, ()) if target.is_name else (target.host,)
 
     def candidates(self, route: Route, client: tuple[str, int]) -> Iterator[tuple[Target, str]]:
-        """Yield every address of every target of a route, in the order in which to try them for a client."""
+        """Return every address of every target of a route, in the order in which to try them for a client."""
+        if len(route.targets) == 1 and not route.targets[0].is_name:
+            return iter([(route.targets[0], route.targets[0].host)])
+        return self._ranked(route, client)
+
+    def _ranked(self, route: Route, client: tuple[str, int]) -> Iterator[tuple[Target, str]]:
         host, port = client
         tried: set[tuple[str, int]] = set()  # a target may stand in the list twice, for weight
         for target in rank(route.load_balance, route.targets, host, port, self.random):

@@ -7,14 +7,15 @@ then serves a whole batch, through one dict, instead of one event-loop handle fo
 from __future__ import annotations
 
 import logging
+import os
 import select
-import socket
 import time
 from collections import deque
 from typing import Final, Protocol
 
 EVENTS: Final = logging.getLogger(__name__)
 
+DATA: Final = select.EPOLLIN
 READABLE: Final = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 """Any of these: reading will say something. Urgent data (PRI) stops a read short of what is there."""
 ENDED: Final = select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -62,7 +63,7 @@ class Poller:
         """Make an empty set."""
         self._epoll = select.epoll()
         self._owners: dict[int, Owner] = {}
-        self._closing: list[socket.socket] = []
+        self._closing: list[int] = []
         self._again: deque[Owner] = deque()
         self.now = time.monotonic()
         """When the present batch began, seconds of CLOCK_MONOTONIC."""
@@ -74,26 +75,28 @@ class Poller:
     def __len__(self) -> int:
         return len(self._owners)
 
-    def add(self, sock: socket.socket, owner: Owner, interest: int) -> None:
+    def add(self, descriptor: int, owner: Owner, interest: int) -> None:
         """Watch a socket. Raises OSError when the kernel has no room for it."""
-        self._epoll.register(sock, interest)
-        self._owners[sock.fileno()] = owner
+        self._epoll.register(descriptor, interest)
+        self._owners[descriptor] = owner
 
-    def remove(self, sock: socket.socket) -> None:
-        """Stop watching a socket that stays open; harmless when it is not watched."""
-        if self._owners.pop(sock.fileno(), None) is not None:
-            self._epoll.unregister(sock)
+    def hand_over(self, descriptor: int, owner: Owner) -> None:
+        """Tell another owner of a watched socket from now on."""
+        self._owners[descriptor] = owner
 
-    def close(self, sock: socket.socket) -> None:
-        """Forget and close a socket, at the end of the batch.
+    def remove(self, descriptor: int) -> None:
+        """Stop watching a socket that stays open, here or in another process; harmless when it is not watched."""
+        if self._owners.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Forget and close a socket that no other process has, at the end of the batch.
 
         Not at once: the number would be given to the next socket, and an event already fetched for this one would
-        reach that one.
+        reach that one. Closing takes it out of the set (epoll(7)), without a system call for that.
         """
-        if self._owners.pop(sock.fileno(), None) is not None:
-            # Closing alone would not do it where another process holds the same open socket.
-            self._epoll.unregister(sock)
-        self._closing.append(sock)
+        self._owners.pop(descriptor, None)
+        self._closing.append(descriptor)
 
     def again(self, owner: Owner) -> None:
         """Call ``owner.on_again`` at the next :meth:`resume`, which the caller has to bring about."""
@@ -105,8 +108,8 @@ class Poller:
 
     def end_batch(self) -> None:
         """Close the sockets that were let go."""
-        for sock in self._closing:
-            sock.close()
+        for descriptor in self._closing:
+            os.close(descriptor)
         self._closing.clear()
 
     def dispatch(self) -> None:

@@ -1,7 +1,7 @@
 """One direction of a TCP session: bytes from a source to a sink, in order, with bounded memory.
 
-Small messages go through one buffer shared by the whole worker. When a read fills that buffer, the direction moves to
-``splice(2)`` through a pipe, and the bytes never enter this process; when the source runs dry, the pipe goes back.
+Small messages are read and written. When a read fills the buffer it was given, the direction moves to ``splice(2)``
+through a pipe, and the bytes never enter this process; when the source runs dry, the pipe goes back.
 
 Readiness is edge-triggered: ``readable`` says that the source may have more, and is cleared only when the kernel said
 otherwise. What the sink does not take waits in ``pending`` or in the pipe, and meanwhile nothing is read.
@@ -13,18 +13,25 @@ import enum
 import errno
 import logging
 import os
-import socket
-from typing import Final
+import select
+from typing import Final, Protocol
 
+from rpxy_l4.net.libc import shutdown_write
 from rpxy_l4.net.stream import PIPE_BYTES, Pipe, PipePool
 
 EVENTS: Final = logging.getLogger(__name__)
 
 BUFFER_BYTES: Final = 65_536
+"""What is read at a time."""
 
 # Bytes moved before other sessions have their turn.
 _TURN: Final = 1 << 20
 _SPLICE: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+# Not for these files, not in this kernel, not in this sandbox.
+_NO_SPLICE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM})
+# A splice that brings less does not pay for its pipe.
+_BULK: Final = BUFFER_BYTES // 2
+_MORE_THAN_DATA: Final = ~(select.EPOLLIN | select.EPOLLOUT)
 
 
 class Outcome(enum.Enum):
@@ -43,40 +50,71 @@ class Outcome(enum.Enum):
 
 
 class Conduit:
-    """What all directions of a worker share: one buffer and the pipes."""
+    """What all directions of a worker share: the pipes."""
 
     def __init__(self, pipes: PipePool) -> None:
         """Use ``pipes`` for bulk data."""
-        self.buffer = memoryview(bytearray(BUFFER_BYTES))
         self.pipes = pipes
         self.splice = True
         """False once the kernel refused to splice between a socket and a pipe."""
 
 
-class Direction:
-    """One direction. Owns neither socket."""
+class Parent(Protocol):
+    """Whose directions these are."""
 
-    __slots__ = ("_cells", "_counter", "_ended", "_pending", "_pipe", "_piped", "cut", "done", "hup", "moved",
-                 "readable", "sink", "source")  # fmt: skip
+    def on_readiness(self, direction: Direction, mask: int) -> None:
+        """Handle readiness of the direction's source that is more than data which the sink took."""
+
+    def on_outcome(self, direction: Direction, outcome: Outcome) -> None:
+        """Handle how moving bytes ended."""
+
+    def on_again(self) -> None:
+        """Go on with what was left undone."""
+
+    def abandon(self) -> None:
+        """Close after a fault in this program."""
+
+
+class Direction:
+    """One direction, told by the poller about its source. Owns neither descriptor."""
+
+    __slots__ = ("_cells", "_conduit", "_counter", "_ended", "_pending", "_pipe", "_piped", "cut", "done",
+                 "hup", "is_bulk", "is_plain", "moved", "other", "parent", "readable", "sink", "source")  # fmt: skip
 
     def __init__(
-        self, source: socket.socket, sink: socket.socket, cells: memoryview, counter: int, first: bytes | bytearray
+        self,
+        parent: Parent,
+        conduit: Conduit,
+        source: int,
+        sink: int,
+        cells: memoryview,
+        counter: int,
+        first: bytes | bytearray = b"",
     ) -> None:
         """Begin with ``first``, bytes that go before anything read. Moved bytes are added to ``cells[counter]``."""
+        self.parent = parent
+        self.other = self
+        """The opposite direction, once there is one."""
         self.source = source
         self.sink = sink
         self.moved = 0
         """Bytes given to the sink."""
-        self.readable = True
+        self.readable = False
+        """The source may have something to read."""
         self.hup = False
         """The source has ended: read on to its end of stream, whatever a short read suggests."""
         self.cut = False
         """The source was reset: deliver what it had sent, but do not make that look complete."""
         self.done = False
         """Nothing will be moved any more."""
+        self.is_plain = not first
+        """Nothing waits and nothing is special: what is read goes to the sink at once."""
+        self.is_bulk = False
+        """What came last was much: splice what comes next."""
         self._cells = cells
+        self._conduit = conduit
         self._counter = counter
-        self._pending: memoryview | None = memoryview(first) if first else None
+        self._pending: bytes | bytearray | memoryview | None = first or None
         self._pipe: Pipe | None = None
         self._piped = 0
         self._ended = False
@@ -86,15 +124,57 @@ class Direction:
         """Whether bytes wait for the sink."""
         return self._pending is not None or self._piped > 0
 
-    def stop(self, conduit: Conduit) -> None:
+    def on_event(self, descriptor: int, mask: int) -> None:  # noqa: ARG002  a direction has one source
+        """Move what came, or let the parent look at what is more than that."""
+        if mask & _MORE_THAN_DATA or not (self.is_plain and self.other.is_plain and mask & select.EPOLLIN):
+            self.parent.on_readiness(self, mask)
+            return
+        # By far the most frequent case: a message that fits, and a sink that takes it. The rest is what pump does.
+        try:
+            data = os.read(self.source, BUFFER_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.parent.on_outcome(self, Outcome.SOURCE_LOST)
+            return
+        amount = len(data)
+        try:
+            sent = os.write(self.sink, data) if data else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.parent.on_outcome(self, Outcome.SINK_LOST)
+            return
+        self.moved += sent
+        self._cells[self._counter] += sent
+        if sent == amount and 0 < amount < BUFFER_BYTES:
+            # epoll(7): less than asked for means that the source is dry, and more makes a new edge.
+            return
+        self._after_read(data, sent)
+        self.parent.on_outcome(self, self.pump())
+
+    def on_again(self) -> None:
+        """Never asked for: the parent is."""
+
+    def abandon(self) -> None:
+        """Close the session after a fault in this program."""
+        self.parent.abandon()
+
+    def stop(self) -> None:
         """Give up what is held; nothing will be moved any more."""
         self.done = True
+        self.is_plain = False
         self._pending = None
-        self._release(conduit)
+        self._release()
 
-    def _release(self, conduit: Conduit) -> None:
+    def forget(self) -> None:
+        """Stop, and let go of the parent and the opposite direction, so that none keeps another in memory."""
+        self.stop()
+        del self.parent, self.other
+
+    def _release(self) -> None:
         if self._pipe is not None:
-            conduit.pipes.give_back(self._pipe, empty=not self._piped)
+            self._conduit.pipes.give_back(self._pipe, empty=not self._piped)
             self._pipe = None
             self._piped = 0
 
@@ -102,46 +182,50 @@ class Direction:
         self.moved += amount
         self._cells[self._counter] += amount
 
-    def pump(self, conduit: Conduit) -> Outcome:
+    def pump(self) -> Outcome:
         """Move what can be moved now."""
+        outcome = self._pump()
+        self.is_plain = outcome is Outcome.WAIT and not (self.is_blocked or self.hup or self.is_bulk)
+        return outcome
+
+    def _pump(self) -> Outcome:
         left = _TURN
         while True:
             if self.is_blocked and (outcome := self._flush()) is not None:
                 return outcome
             if self._ended:
-                self.stop(conduit)
-                if self.cut:
-                    return Outcome.DONE
-                try:
-                    self.sink.shutdown(socket.SHUT_WR)
-                except OSError:
-                    return Outcome.SINK_LOST
-                return Outcome.DONE
+                return self._pass_on_the_end()
             if not self.readable:
-                self._release(conduit)
+                self._release()
                 return Outcome.WAIT
             if left <= 0:
                 return Outcome.AGAIN
             try:
-                amount = self._fill_pipe(conduit) if self._pipe is not None else self._relay_buffer(conduit)
+                left -= self._splice() if self.is_bulk else self._read()
             except BlockingIOError:
                 self.readable = False
-                continue
             except OSError:
                 return Outcome.SOURCE_LOST
-            if amount is None:
+
+    def _pass_on_the_end(self) -> Outcome:
+        self.stop()
+        # With both ends reached, closing says the same.
+        if not self.cut and not self.other.done:
+            try:
+                shutdown_write(self.sink)
+            except OSError:
                 return Outcome.SINK_LOST
-            left -= amount
+        return Outcome.DONE
 
     def _flush(self) -> Outcome | None:
         """Give the sink what waits for it; None when nothing waits any more."""
         try:
             while self._pending is not None:
-                sent = self.sink.send(self._pending)
+                sent = os.write(self.sink, self._pending)
                 self._count(sent)
-                self._pending = self._pending[sent:] if sent < len(self._pending) else None
+                self._pending = memoryview(self._pending)[sent:] if sent < len(self._pending) else None
             while self._pipe is not None and self._piped:
-                sent = os.splice(self._pipe.read_end, self.sink.fileno(), self._piped, flags=_SPLICE)
+                sent = os.splice(self._pipe.read_end, self.sink, self._piped, flags=_SPLICE)
                 self._count(sent)
                 self._piped -= sent
         except BlockingIOError:
@@ -150,42 +234,43 @@ class Direction:
             return Outcome.SINK_LOST
         return None
 
-    def _fill_pipe(self, conduit: Conduit) -> int:
-        """Move from the source into the empty pipe; return how many bytes. Raises OSError as reading does."""
-        assert self._pipe is not None  # noqa: S101  the caller checked
+    def _splice(self) -> int:
+        """Move from the source into an empty pipe; return how many bytes. Raises OSError as reading does."""
+        if self._pipe is None:
+            self._pipe = self._conduit.pipes.take() if self._conduit.splice else None
+            if self._pipe is None:
+                self.is_bulk = False
+                return 0
         try:
-            amount = os.splice(self.source.fileno(), self._pipe.write_end, PIPE_BYTES, flags=_SPLICE)
+            amount = os.splice(self.source, self._pipe.write_end, PIPE_BYTES, flags=_SPLICE)
         except OSError as error:
-            if error.errno not in {errno.EINVAL, errno.ENOSYS}:
+            if error.errno not in _NO_SPLICE:
                 raise
             EVENTS.warning("splice is not possible here (%s); bulk data is copied instead", error.strerror)
-            conduit.splice = False
-            self._release(conduit)
+            self._conduit.splice = self.is_bulk = False
+            self._release()
             return 0
         self._piped = amount
         self._ended = amount == 0
+        self.is_bulk = amount >= _BULK
         return amount
 
-    def _relay_buffer(self, conduit: Conduit) -> int | None:
-        """Read once and send that; return how many bytes, None when the sink is lost. OSError: reading failed."""
-        buffer = conduit.buffer
-        amount = self.source.recv_into(buffer)
-        if amount == 0:
-            self._ended = True
-            return 0
-        if amount == BUFFER_BYTES:
-            if conduit.splice:
-                self._pipe = conduit.pipes.take()
-        elif not self.hup:
-            # epoll(7): less than asked for means that the source is dry, and more makes a new edge.
-            self.readable = False
-        try:
-            sent = self.sink.send(buffer[:amount])
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return None
-        self._count(sent)
+    def _read(self) -> int:
+        """Read once; return how many bytes now wait for the sink. Raises OSError as reading does."""
+        data = os.read(self.source, BUFFER_BYTES)
+        self._after_read(data, 0)
+        return len(data)
+
+    def _after_read(self, data: bytes, sent: int) -> None:
+        """Take over what was read, of which the sink took ``sent`` bytes, and judge whether there is more."""
+        amount = len(data)
         if sent < amount:
-            self._pending = memoryview(bytes(buffer[sent:amount]))
-        return amount
+            self._pending = memoryview(data)[sent:] if sent else data
+        if not amount:
+            self._ended = True
+        elif amount == BUFFER_BYTES:
+            self.readable = True
+            self.is_bulk = self._conduit.splice
+        else:
+            # As above: less than asked for means dry, unless the end is behind it.
+            self.readable = self.hup

@@ -58,6 +58,8 @@ _DESCRIPTORS: Final = 2
 """Of a session: the client's socket and the target's."""
 _CUT_SECONDS: Final = 30.0
 """How long one end may take to read what the other had sent before it was reset."""
+_CONNECTED: Final = T_CONNECTS + CONNECT_INDEX[ConnectResult.OK]
+_NO_CANDIDATES: Final[Iterator[tuple[Target, str]]] = iter(())
 _PAUSE: Final = 0.5
 """Seconds without accepting after the machine ran out of something."""
 
@@ -80,6 +82,7 @@ class TcpListener:
         """The configuration for new sessions."""
         self._context = context
         self._socket = sock
+        self._accept = stream.acceptor(sock)
         self._sessions = sessions
         self._paused = True
 
@@ -87,14 +90,14 @@ class TcpListener:
         """Accept, unless that is what happens already or the socket is closed."""
         if self._paused and self._socket.fileno() >= 0:
             self._paused = False
-            self._context.poller.add(self._socket, self, poller.LEVEL)
+            self._context.poller.add(self._socket.fileno(), self, poller.LEVEL)
 
     def close(self) -> None:
         """Take what is queued, then close this worker's copy of the socket."""
         if self.generation is not None:
             # Bounded: a flood must not keep the listener alive.
             self.accept(2 * self.generation.snapshot.tcp_backlog)
-        self._context.poller.remove(self._socket)
+        self._context.poller.remove(self._socket.fileno())
         self._socket.close()
         self._paused = True
 
@@ -115,7 +118,7 @@ class TcpListener:
                 self._out_of_resources(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
                 return
             try:
-                client, address = self._socket.accept()
+                client, address = self._accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -123,20 +126,20 @@ class TcpListener:
                     continue
                 self._out_of_resources(error)
                 return
-            client.setblocking(False)
+            os.set_blocking(client, False)
             self._begin(client, address)
 
-    def _begin(self, client: socket.socket, address: tuple[str, int]) -> None:
+    def _begin(self, client: int, address: tuple[str, int]) -> None:
         context, generation = self._context, self.generation
         if generation is None or generation.tcp is None:
-            client.close()
+            os.close(client)
             return
         half = generation.tcp
         context.row[Cell.TCP_OPENED] += 1
         context.demand += _DESCRIPTORS
-        session = TcpSession(context, self, generation, half, client, (address[0], address[1]))
+        session = TcpSession(context, self, generation, half, client, address[:2])
         self._sessions.add(session)
-        if context.open_sessions(Cell.TCP_OPENED, Cell.TCP_CLOSED) > half.side.max_sessions:
+        if context.tcp_sessions.count(context.poller.now) > half.side.max_sessions:
             session.refuse(Rejection.LIMIT)
             return
         try:
@@ -163,7 +166,7 @@ class TcpListener:
         """Stop accepting for a moment; clients wait in the accept queue, and nothing spins."""
         if not self._paused:
             self._paused = True
-            self._context.poller.remove(self._socket)
+            self._context.poller.remove(self._socket.fileno())
             self._context.loop.call_later(_PAUSE, self.resume)
 
 
@@ -184,9 +187,8 @@ class TcpSession:
         "_buffer",
         "_candidates",
         "_client",
-        "_client_ended",
+        "_client_mask",
         "_context",
-        "_deadline",
         "_destination",
         "_detected",
         "_detector",
@@ -210,6 +212,7 @@ class TcpSession:
         "_target",
         "_tries",
         "_up",
+        "_wait",
     )
 
     def __init__(
@@ -218,10 +221,10 @@ class TcpSession:
         listener: TcpListener,
         generation: Generation,
         half: Half,
-        client: socket.socket,
+        client: int,
         address: tuple[str, int],
     ) -> None:
-        """Take ownership of an accepted, non-blocking socket."""
+        """Take ownership of the descriptor of an accepted, non-blocking socket."""
         self._context = context
         self._listener = listener
         self._generation = generation
@@ -232,21 +235,23 @@ class TcpSession:
         """Who the client is: ``_remote``, or what a trusted PROXY header says."""
         self._destination: tuple[str, int] | None = None
         self._stage = _Stage.DETECT
-        self._buffer = bytearray()
+        self._buffer: bytearray | bytes = b""
         self._header_bytes = 1
         """Below this many bytes the PROXY header cannot be judged."""
-        self._client_ended = False
+        self._client_mask = 0
+        """What the client's socket was ready for while there was no target; edge-triggered, so not said again."""
         self._detector: TcpDetector | None = None
         self._detected = Detected.SKIPPED
         self._match: Match | None = None
         self._route: Route | None = None
-        self._candidates: Iterator[tuple[Target, str]] = iter(())
+        self._candidates: Iterator[tuple[Target, str]] = _NO_CANDIDATES
         self._target: Target | None = None
         self._address = ""
-        self._socket: socket.socket | None = None
-        """Towards the target."""
+        self._socket = -1
+        """Descriptor of the socket towards the target; -1: there is none."""
         self._tries = 0
-        self._deadline = 0.0
+        self._wait = 0.0
+        """Seconds that the session now waits for something; 0: it does not wait."""
         self._up: Direction | None = None
         self._down: Direction | None = None
         self._first_eof: Reason | None = None
@@ -265,55 +270,54 @@ class TcpSession:
         elif not self._half.wanted:
             self._decide(None, Detected.SKIPPED)
             return
-        self._set_deadline(self._t_open + snapshot.tcp_detect_timeout)
+        self._wait_for(snapshot.tcp_detect_timeout)
 
-    def _set_deadline(self, deadline: float) -> None:
-        self._deadline = deadline
-        self._context.alarm.add(deadline, self)
+    def _wait_for(self, seconds: float) -> None:
+        """Have :meth:`on_deadline` called after some time, and not after what was asked for before."""
+        if self._wait:
+            self._context.alarm.cancel(self._wait, self)
+        self._wait = seconds
+        if seconds:
+            self._context.alarm.wait(seconds, self)
 
     # Events
 
     def on_event(self, descriptor: int, mask: int) -> None:
-        """Handle readiness of the client's or the target's socket."""
-        stage = self._stage
-        if stage is _Stage.RELAY:
-            self._on_relay(descriptor, mask)
-            return
-        if mask & poller.ENDED and descriptor == self._client.fileno():
-            # The edge will not come again: it must be known when relaying begins.
-            self._client_ended = True
-        if stage is _Stage.CONNECT:
-            if descriptor == self._client.fileno():
-                if mask & poller.BROKEN:
-                    self.refuse(Rejection.CLIENT_GONE)
-            elif mask & poller.WRITABLE:
+        """Handle readiness of the client's or the target's socket, before bytes are relayed."""
+        if descriptor != self._client:
+            if self._stage is _Stage.CONNECT and mask & poller.WRITABLE:
                 self._on_connected(mask)
-        elif stage is not _Stage.CLOSED and mask & poller.READABLE:
+            return
+        self._client_mask |= mask
+        if self._stage is _Stage.CONNECT:
+            if mask & poller.BROKEN:
+                self.refuse(Rejection.CLIENT_GONE)
+        elif mask & poller.READABLE:
             self._read()
 
-    def on_deadline(self, now: float) -> None:
+    def on_deadline(self) -> None:
         """Give up waiting for the client's first bytes, for the target, or for the rest of a cut-off stream."""
-        stage = self._stage
-        if stage is _Stage.CLOSED or not self._deadline:
-            return
-        if now < self._deadline:
-            self._context.alarm.add(self._deadline, self)
-        elif stage is _Stage.RELAY:
-            self._finish(self._lost or Reason.INTERNAL)
-        elif stage is _Stage.HEADER:
-            self._count_header(accepted=False)
-            self.refuse(Rejection.PROXY_HEADER)
-        elif stage is _Stage.DETECT:
-            self._decide(None, Detected.TIMEOUT)
-        else:
-            self._attempt_failed(errno.ETIMEDOUT)
+        self._wait = 0.0
+        match self._stage:
+            case _Stage.HEADER:
+                self._count_header(accepted=False)
+                self.refuse(Rejection.PROXY_HEADER)
+            case _Stage.DETECT:
+                self._decide(None, Detected.TIMEOUT)
+            case _Stage.CONNECT:
+                self._attempt_failed(errno.ETIMEDOUT)
+            case _Stage.RELAY if self._lost is not None:
+                self._finish(self._lost)
+            case _Stage.RELAY:
+                # Most sessions end before: only those that last are worth the system calls.
+                stream.keep_alive(self._socket)
 
     def on_again(self) -> None:
         """Go on relaying."""
         self._again = False
         for direction in (self._up, self._down):
             if direction is not None and direction.readable and not direction.done and self._stage is _Stage.RELAY:
-                self._pump(direction)
+                self.on_outcome(direction, direction.pump())
 
     def abandon(self) -> None:
         """Close after a fault in this program."""
@@ -328,30 +332,31 @@ class TcpSession:
 
     def _read(self) -> None:
         """Read what the client sent so far, and decide if that is enough."""
-        eof = False
-        while not eof:
+        while self._stage <= _Stage.DETECT:
             try:
-                data = self._client.recv(_READ_BYTES)
+                data = os.read(self._client, _READ_BYTES)
             except BlockingIOError:
+                self._client_mask &= ~poller.DATA
                 return
             except OSError:
                 self.refuse(Rejection.CLIENT_GONE)
                 return
-            self._buffer += data
-            eof = not data
-            self._client_ended = self._client_ended or eof
+            self._buffer = self._buffer + data if self._buffer else data
+            if len(data) < _READ_BYTES and not self._client_mask & poller.ENDED:
+                # epoll(7): less than asked for means that there is no more for now.
+                self._client_mask &= ~poller.DATA
             if self._stage is _Stage.HEADER:
-                self._take_header(eof)
+                self._take_header(not data)
             if self._stage is _Stage.DETECT:
-                self._try_detect(eof)
-            if self._stage > _Stage.DETECT:
+                self._try_detect(not data)
+            if not self._client_mask & poller.READABLE:
                 return
 
     def _take_header(self, eof: bool) -> None:
         """Go on to detection when the PROXY header is complete; refuse the session when it never will be."""
         if len(self._buffer) < self._header_bytes and not eof:
             return
-        header = parse_proxy_header(bytes(self._buffer))
+        header = parse_proxy_header(self._buffer)
         if isinstance(header, NeedMore) and not eof:
             self._header_bytes = header.total
             return
@@ -360,7 +365,7 @@ class TcpSession:
             self.refuse(Rejection.PROXY_HEADER)
             return
         self._count_header(accepted=True)
-        del self._buffer[: header.consumed]
+        self._buffer = self._buffer[header.consumed :]
         self._source = header.source or self._remote
         self._destination = header.destination
         self._stage = _Stage.DETECT
@@ -385,7 +390,7 @@ class TcpSession:
         """Take the route that detection leads to."""
         self._t_decided = self._context.poller.now
         self._detector = None
-        self._deadline = 0.0
+        self._wait_for(0.0)
         self._match = match
         self._detected = detected
         cells = self._half.cells
@@ -422,7 +427,7 @@ class TcpSession:
                     return
                 otherwise = self._count_failure(error.errno or 0)
                 continue
-            self._set_deadline(self._t_connect + self._generation.snapshot.tcp_connect_timeout)
+            self._wait_for(self._generation.snapshot.tcp_connect_timeout)
             return
         if isinstance(otherwise, Rejection):
             self.refuse(otherwise)
@@ -451,33 +456,38 @@ class TcpSession:
                 return Reason.INTERNAL
 
     def _drop_socket(self) -> None:
-        if self._socket is not None:
+        if self._socket >= 0:
             self._context.poller.close(self._socket)
-            self._socket = None
+            self._socket = -1
 
     def _on_connected(self, mask: int) -> None:
         """Start relaying, or try the next target."""
-        assert self._socket is not None  # noqa: S101  there is an attempt, or no such event
-        assert self._target is not None  # noqa: S101  likewise
-        if number := stream.connect_error(self._socket):
+        assert self._target is not None  # noqa: S101  there is an attempt, or no such event
+        if mask & poller.BROKEN and (number := stream.connect_error(self._socket)):
             self._attempt_failed(number)
             return
-        self._t_connected = self._context.poller.now
-        self._deadline = 0.0
-        self._candidates = iter(())
+        context, client, target = self._context, self._client, self._socket
+        self._t_connected = context.poller.now
+        self._wait_for(stream.KEEPALIVE_SECONDS)
+        self._candidates = _NO_CANDIDATES
         self._stage = _Stage.RELAY
         cells = self._open_target()
-        cells[T_CONNECTS + CONNECT_INDEX[ConnectResult.OK]] += 1
+        cells[_CONNECTED] += 1
         observe(cells, T_CONNECT_HISTOGRAM, CONNECT_BUCKETS, self._t_connected - self._t_connect)
         first = self._proxy_header() + self._buffer
-        self._buffer = bytearray()
-        self._up = Direction(self._client, self._socket, cells, T_BYTES_IN, first)
-        self._down = Direction(self._socket, self._client, cells, T_BYTES_OUT, b"")
-        self._up.hup = self._client_ended
-        self._down.hup = bool(mask & poller.ENDED)
-        self._pump(self._up)
-        if self._stage is _Stage.RELAY:
-            self._pump(self._down)
+        self._buffer = b""
+        conduit = context.conduit
+        self._up = up = Direction(self, conduit, client, target, cells, T_BYTES_IN, first)
+        self._down = down = Direction(self, conduit, target, client, cells, T_BYTES_OUT)
+        up.other, down.other = down, up
+        context.poller.hand_over(client, up)
+        context.poller.hand_over(target, down)
+        up.readable = bool(self._client_mask & poller.READABLE)
+        up.hup = bool(self._client_mask & poller.ENDED)
+        if first or up.readable:
+            self.on_outcome(up, up.pump())
+        if mask & poller.READABLE and self._stage is _Stage.RELAY:
+            self.on_readiness(down, mask)
 
     def _open_target(self) -> memoryview:
         """Count the session as given to its target, and return the target's counters."""
@@ -490,31 +500,30 @@ class TcpSession:
         version = None if self._route is None else self._route.proxy_version
         if version is None:
             return b""
-        host, port = self._client.getsockname()[:2]
-        return build_proxy_header(version, self._source, self._destination or (host, port))
+        return build_proxy_header(version, self._source, self._destination or stream.local_address(self._client))
 
     # Relaying
 
-    def _on_relay(self, descriptor: int, mask: int) -> None:
-        up, down = self._up, self._down
-        assert up is not None  # noqa: S101  set before the stage
-        assert down is not None  # noqa: S101  set before the stage
-        reader, writer = (up, down) if descriptor == self._client.fileno() else (down, up)
+    def on_readiness(self, direction: Direction, mask: int) -> None:
+        """Move what can be moved, now that the source of ``direction`` is ready for more than an ordinary message."""
+        other = direction.other
         if mask & poller.READABLE:
-            reader.readable = True
+            direction.readable = True
             if mask & poller.ENDED:
-                reader.hup = True
-            if not reader.done:
-                self._pump(reader)
-        if mask & poller.WRITABLE and writer.is_blocked and self._stage is _Stage.RELAY:
-            self._pump(writer)
+                direction.hup = True
+            if not direction.done:
+                self.on_outcome(direction, direction.pump())
+        if mask & poller.WRITABLE and self._stage is _Stage.RELAY and other.is_blocked:
+            self.on_outcome(other, other.pump())
         # Reading would say so, but nothing is read: after an orderly end, or while the target does not take what the
         # client sent before it was reset. What a target sent before is still delivered: the client is there for it.
-        if mask & poller.RESET and self._stage is _Stage.RELAY and (reader.done or (reader is up and up.is_blocked)):
-            self._finish(Reason.CLIENT_RESET if reader is up else Reason.TARGET_RESET)
+        if mask & poller.RESET and self._stage is _Stage.RELAY:
+            upwards = direction is self._up
+            if direction.done or (upwards and direction.is_blocked):
+                self._finish(Reason.CLIENT_RESET if upwards else Reason.TARGET_RESET)
 
-    def _pump(self, direction: Direction) -> None:
-        outcome = direction.pump(self._context.conduit)
+    def on_outcome(self, direction: Direction, outcome: Outcome) -> None:
+        """Go on as the last move demands."""
         if outcome is Outcome.WAIT:
             return
         if outcome is Outcome.AGAIN:
@@ -522,11 +531,7 @@ class TcpSession:
                 self._again = True
                 self._context.again(self)
             return
-        up, down = self._up, self._down
-        assert up is not None  # noqa: S101  this is one of them
-        assert down is not None  # noqa: S101  this is one of them
-        upwards = direction is up
-        other = down if upwards else up
+        upwards, other = direction is self._up, direction.other
         if outcome is Outcome.DONE:
             if self._first_eof is None:
                 self._first_eof = Reason.CLIENT_EOF if upwards else Reason.TARGET_EOF
@@ -535,16 +540,16 @@ class TcpSession:
         elif outcome is Outcome.SOURCE_LOST:
             self._finish(self._lost or (Reason.CLIENT_RESET if upwards else Reason.TARGET_RESET))
         else:
-            direction.stop(self._context.conduit)
+            direction.stop()
             self._lost = self._lost or (Reason.TARGET_RESET if upwards else Reason.CLIENT_RESET)
             if other.done:
                 self._finish(self._lost)
                 return
             other.cut = True
-            self._set_deadline(self._context.poller.now + _CUT_SECONDS)
+            self._wait_for(_CUT_SECONDS)
             # The other direction reads from the lost socket: what it sent before it was lost is still delivered.
             other.readable = other.hup = True
-            self._pump(other)
+            self.on_outcome(other, other.pump())
 
     # The end
 
@@ -559,33 +564,35 @@ class TcpSession:
         """Close a session that no target was found for, and count why."""
         self._close()
         self._half.cells[L_REJECTED + REJECTION_INDEX[rejection]] += 1
-        self._context.log.refused(
-            f"{self._log_head()} reason={rejection.value}", rejection.value, self._context.poller.now
-        )
+        if self._generation.snapshot.access_log:
+            self._context.log.refused(
+                f"{self._log_head()} reason={rejection.value}", rejection.value, self._context.poller.now
+            )
 
     def _finish(self, reason: Reason) -> None:
         """Close a session that was given to a target, and count and log its end."""
         assert self._target is not None  # noqa: S101  only once there is one
         context, now = self._context, self._context.poller.now
-        if self._socket is not None:
+        if self._socket >= 0:
             if reason is Reason.CLIENT_RESET:
                 stream.reset_on_close(self._socket)
             elif reason in {Reason.TARGET_RESET, Reason.INTERNAL}:
                 stream.reset_on_close(self._client)
-        up = self._up.moved if self._up is not None else 0
-        down = self._down.moved if self._down is not None else 0
-        tried = f" tries={self._tries}" if self._tries > 1 else ""
-        resolved = f" address={endpoint(self._address, self._target.port)}" if self._target.is_name else ""
-        connect_ms = (self._t_connected - self._t_connect) * 1e3 if self._up is not None else 0.0
+        up, down = self._up, self._down
         # First of all: a fault in what follows must not leave the session half closed, or count it twice.
         self._close()
         context.target_cells(self._target)[T_CLOSED + REASON_INDEX[reason]] += 1
         observe(self._half.cells, L_SESSION_HISTOGRAM, SESSION_BUCKETS, now - self._t_open)
-        context.log.session(
-            f"{self._log_head()} target={self._target.text}{resolved}{tried} bytes_in={up} bytes_out={down}"
-            f" detect_ms={(self._t_decided - self._t_open) * 1e3:.1f} connect_ms={connect_ms:.1f}"
-            f" duration_ms={(now - self._t_open) * 1e3:.1f} reason={reason.value}"
-        )
+        if self._generation.snapshot.access_log:
+            tried = f" tries={self._tries}" if self._tries > 1 else ""
+            resolved = f" address={endpoint(self._address, self._target.port)}" if self._target.is_name else ""
+            connected = self._t_connected - self._t_connect if up is not None else 0.0
+            context.log.session(
+                f"{self._log_head()} target={self._target.text}{resolved}{tried}"
+                f" bytes_in={up.moved if up else 0} bytes_out={down.moved if down else 0}"
+                f" detect_ms={(self._t_decided - self._t_open) * 1e3:.1f} connect_ms={connected * 1e3:.1f}"
+                f" duration_ms={(now - self._t_open) * 1e3:.1f} reason={reason.value}"
+            )
 
     def _log_head(self) -> str:
         client = endpoint(*self._source)
@@ -596,12 +603,11 @@ class TcpSession:
 
     def _close(self) -> None:
         self._stage = _Stage.CLOSED
+        self._wait_for(0.0)
         for direction in (self._up, self._down):
             if direction is not None:
-                direction.stop(self._context.conduit)
-        # The table of deadlines may hold this object for a while yet.
-        self._up = self._down = self._detector = None
-        self._buffer = bytearray()
+                direction.forget()
+        self._up = self._down = None
         self._context.poller.close(self._client)
         self._drop_socket()
         self._listener.end_session(self)

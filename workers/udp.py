@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
+from collections.abc import Sequence
 from typing import Final
 
 from rpxy_l4.detect.udp import UdpDetector
@@ -35,7 +37,9 @@ from rpxy_l4.metrics.layout import (
     Cell,
 )
 from rpxy_l4.net import datagram
-from rpxy_l4.net.datagram import Ancillary, Sender
+from rpxy_l4.net.ancillary import Ancillary
+from rpxy_l4.net.datagram import Address, Burst, Sender
+from rpxy_l4.net.inbox import DATAGRAM_BYTES, MOST, Message, address_of
 from rpxy_l4.snapshot import Bind, Route, Target
 from rpxy_l4.verdict import Match, NeedMore, Transport
 from rpxy_l4.workers import poller
@@ -44,8 +48,14 @@ from rpxy_l4.workers.context import Context, Generation, Half, observe
 
 EVENTS: Final = logging.getLogger(__name__)
 
-_BATCH: Final = 64
-"""Receive calls on one socket before others have their turn."""
+_ROUNDS: Final = 4
+"""Batches of datagrams from one socket before others have their turn."""
+_BULK_BATCH: Final = 16
+_LARGE: Final = 1000
+_BECOMES_BULK: Final = 8
+"""After so many datagrams in a row of at least ``_LARGE`` bytes, those from the target are received many at a time."""
+_BUSY_BYTES: Final = 262_144
+"""A batch of more is no cheaper, and it drives everything else out of the processor's cache."""
 _UNDECIDED_SECONDS: Final = 1.0
 """A first flight arrives within a round trip; after this, what came goes to the default target."""
 _MAX_HELD: Final = 16_384
@@ -58,8 +68,8 @@ _SHARE: Final = 0.75
 _QUIET_SECONDS: Final = 5.0
 """Flows have no end of their own: a stopping worker waits for those in use, not for those that may be again."""
 
-ClientAddress = tuple[str, int] | tuple[str, int, int, int]
-Key = tuple[ClientAddress, bytes]
+Key = bytes
+"""The client's address, and on a wildcard address the one of ours that it used."""
 
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
@@ -77,37 +87,49 @@ class UdpListener:
         self.flows: dict[Key, UdpFlow] = {}
         self.undecided = undecided
         self.socket = sock
+        self._most = MOST
         self._context = context
-        context.poller.add(sock, self, poller.LEVEL)
+        context.poller.add(sock.fileno(), self, poller.LEVEL)
 
     def close(self) -> None:
         """End every flow and close this worker's copy of the socket."""
         for flow in list(self.flows.values()):
             flow.end()
-        self._context.poller.remove(self.socket)
+        self._context.poller.remove(self.socket.fileno())
         self.socket.close()
 
     def on_event(self, descriptor: int, mask: int) -> None:  # noqa: ARG002  all that can be ready is a datagram
-        """Receive a batch; what is left makes another event."""
-        buffer = self._context.conduit.buffer
-        for _ in range(_BATCH):
+        """Receive a few batches; what is left makes another event."""
+        for _ in range(_ROUNDS):
             try:
-                amount, segment, reply, client = datagram.receive(self.socket, buffer)
+                messages = self._context.inbox.receive(self.socket, self._most)
             except BlockingIOError:
                 return
             except OSError:  # an ICMP error about an answer of ours: kills nothing
                 continue
-            key = (client, b"" if reply is None else reply[2])
-            flow = self.flows.get(key)
-            if flow is None:
-                flow = self._open(key, reply)
-                if flow is None:
-                    continue
-            try:
-                flow.from_client(buffer[:amount], segment)
-            except Exception:  # noqa: BLE001  the loop's edge: a fault in one flow must not end the others
-                EVENTS.exception("fault while serving a flow; it was closed")
-                flow.abandon()
+            self._deliver(messages)
+            if len(messages) < self._most:
+                self._most = MOST
+                return
+            if sum(len(message[1]) for message in messages) > _BUSY_BYTES:
+                self._most = max(1, self._most // 2)
+
+    def _deliver(self, messages: Sequence[Message]) -> None:
+        """Give each flow what came for it, in order, and what came together together."""
+        flows = self.flows
+        flow: UdpFlow | None = None
+        together: list[Message] = []
+        for message in messages:
+            reply = message[3]
+            key = message[0] if reply is None else message[0] + reply[2]
+            owner = flows.get(key)
+            if owner is not flow or owner is None:
+                if flow is not None:
+                    flow.take(together)
+                flow, together = owner or self._open(key, message[0], reply), []
+            together.append(message)
+        if flow is not None:
+            flow.take(together)
 
     def on_again(self) -> None:
         """Never asked for."""
@@ -115,7 +137,7 @@ class UdpListener:
     def abandon(self) -> None:
         """Go on with the next datagram: the listener itself is never given up."""
 
-    def _open(self, key: Key, reply: Ancillary | None) -> UdpFlow | None:
+    def _open(self, key: Key, name: bytes, reply: Ancillary | None) -> UdpFlow | None:
         """Return a new flow, or None when there may be none now; the datagram is then counted as dropped."""
         context, generation = self._context, self.generation
         if generation is None or generation.udp is None:
@@ -124,21 +146,17 @@ class UdpListener:
         if not self.accepts:
             half.cells[L_DROPPED + DROP_INDEX[Drop.DRAINING]] += 1
             return None
-        full = context.open_sessions(Cell.UDP_OPENED, Cell.UDP_CLOSED) >= half.side.max_sessions
+        full = context.udp_sessions.count(context.poller.now) >= half.side.max_sessions
         if full or not context.has_descriptors(_SHARE):
             rejection, drop = (Rejection.LIMIT, Drop.LIMIT) if full else (Rejection.RESOURCES, Drop.RESOURCES)
             half.cells[L_DROPPED + DROP_INDEX[drop]] += 1
             half.cells[L_REJECTED + REJECTION_INDEX[rejection]] += 1
-            context.log.refused(
-                describe(
-                    endpoint(*key[0][:2]), generation.snapshot.listener, Transport.UDP, Detected.SKIPPED, None, None
-                )
-                + f" reason={rejection}",
-                rejection,
-                context.poller.now,
-            )
+            if generation.snapshot.access_log:
+                client, listener = endpoint(*address_of(name)[:2]), generation.snapshot.listener
+                head = describe(client, listener, Transport.UDP, Detected.SKIPPED, None, None)
+                context.log.refused(f"{head} reason={rejection}", rejection, context.poller.now)
             return None
-        flow = self.flows[key] = UdpFlow(context, self, generation, half, key, reply)
+        flow = self.flows[key] = UdpFlow(context, self, generation, half, key, address_of(name), reply)
         context.row[Cell.UDP_OPENED] += 1
         context.demand += 1
         return flow
@@ -169,9 +187,11 @@ class UdpFlow:
         "_half",
         "_held",
         "_idle",
+        "_is_bulk",
         "_is_closed",
         "_is_watched",
         "_key",
+        "_large",
         "_last",
         "_listener",
         "_match",
@@ -192,6 +212,7 @@ class UdpFlow:
         generation: Generation,
         half: Half,
         key: Key,
+        client: Address,
         reply: Ancillary | None,
     ) -> None:
         """Begin undecided, unless there is nothing to detect."""
@@ -200,10 +221,14 @@ class UdpFlow:
         self._generation = generation
         self._half = half
         self._key = key
-        self._client = key[0]
-        self._to_client = Sender(listener.socket, key[0], reply)
+        self._client = client
+        self._to_client = Sender(listener.socket, client, reply)
         self._to_target: Sender | None = None
-        self._socket: socket.socket | None = None
+        self._socket: socket.SocketType | None = None
+        self._is_bulk = False
+        """Much comes from the target: receive many datagrams at a time."""
+        self._large = 0
+        """Large datagrams in a row from the target."""
         self._detector: UdpDetector | None = None
         self._candidates: list[tuple[Target, str]] = []
         """Targets to go on to if this one refuses; empty once it has answered."""
@@ -225,23 +250,32 @@ class UdpFlow:
 
     # From the client
 
-    def from_client(self, data: memoryview, segment: int) -> None:
+    def take(self, messages: Sequence[Message]) -> None:
         """Forward what the client sent, or hold it while the flow is undecided."""
-        self._last = self._context.poller.now
-        if self._to_target is not None:
+        try:
+            self._last = self._context.poller.now
+            if self._to_target is None:
+                self._detect(messages)
+                return
             if self._candidates:
-                self._hold(data, segment)
-            self._forward(self._to_target, data, segment)
-            return
-        first = not self._held
-        self._held.extend(bytes(part) for part in datagram.split(data, segment))
+                self._hold(messages)
+            for burst in datagram.bursts(messages):
+                self._forward(self._to_target, burst)
+        except Exception:  # noqa: BLE001  the loop's edge: a fault in one flow must not end the others
+            EVENTS.exception("fault while serving a flow; it was closed")
+            self.abandon()
+
+    def _detect(self, messages: Sequence[Message]) -> None:
+        """Take a route, if what was received so far is enough to decide; hold all of it until then."""
+        first, known = not self._held, len(self._held)
+        for _, data, segment, _ in messages:
+            self._held.extend(bytes(part) for part in datagram.split(data, segment))
         if not self._half.wanted:
             self._decide(None, Detected.SKIPPED)
             return
         if self._detector is None:
             self._detector = UdpDetector(self._half.wanted)
-        fresh = self._held if first else self._held[-datagram.count(len(data), segment) :]
-        for part in fresh:
+        for part in self._held[known:]:
             verdict = self._detector.feed(part)
             if isinstance(verdict, Match):
                 self._decide(verdict, Detected(verdict.protocol.value))
@@ -252,9 +286,10 @@ class UdpFlow:
         if first:
             self._wait_for_more()
 
-    def _hold(self, data: memoryview, segment: int) -> None:
+    def _hold(self, messages: Sequence[Message]) -> None:
         """Keep what would have to be sent again to another target, or stop keeping when it becomes too much."""
-        self._held.extend(bytes(part) for part in datagram.split(data, segment))
+        for _, data, segment, _ in messages:
+            self._held.extend(bytes(part) for part in datagram.split(data, segment))
         if sum(map(len, self._held)) > _MAX_HELD:
             self._settle()
 
@@ -303,7 +338,7 @@ class UdpFlow:
             target, address = self._candidates.pop(0)
             try:
                 fresh = datagram.open_towards(address, target.port)
-                context.poller.add(fresh, self, poller.LEVEL)
+                context.poller.add(fresh.fileno(), self, poller.LEVEL)
             except OSError as error:
                 EVENTS.warning("cannot open a flow to target %s (%s): %s", target.text, address, error.strerror)
                 if error.errno in _OUT_OF_RESOURCES:
@@ -312,6 +347,7 @@ class UdpFlow:
                     return False
                 continue
             self._drop_socket()
+            self._is_bulk, self._large = False, 0
             if self._cells is not None:
                 self._cells[T_CLOSED + REASON_INDEX[Reason.CONNECT_REFUSED]] += 1
             self._socket, self._target, self._address = fresh, target, address
@@ -321,7 +357,7 @@ class UdpFlow:
             self._tries += 1
             self._to_target = Sender(fresh)
             for part in tuple(self._held):
-                self._forward(self._to_target, memoryview(part), len(part))
+                self._forward(self._to_target, ([memoryview(part)], len(part), len(part), 1))
                 if self._socket is not fresh:  # refused meanwhile, and gone on to another target with all that is held
                     return True
             if not self._candidates:
@@ -336,21 +372,24 @@ class UdpFlow:
             EVENTS.warning("target %s (%s) refuses datagrams", self._target.text, self._address)
         return bool(self._candidates) and self._open_target()
 
-    def _forward(self, sender: Sender, data: memoryview, segment: int) -> None:
+    def _forward(self, sender: Sender, burst: Burst) -> None:
         """Send to the target and count."""
+        pieces, amount, _, parts = burst
         try:
             try:
-                sender.send(data, segment)
+                if parts == 1:
+                    sender.send(pieces[0])
+                else:
+                    sender.send_burst(burst)
             except ConnectionRefusedError:
                 # The answer to an earlier datagram, which is lost; this one was not sent yet (udp(7)).
                 if self._target_refuses():
                     return
-                sender.send(data, segment)
+                sender.send_burst(burst)
         except OSError as error:
-            self._drop(_drop_of(error), datagram.count(len(data), segment))
+            self._drop(_drop_of(error), parts)
             return
         assert self._cells is not None  # noqa: S101  set with the sender
-        amount, parts = len(data), datagram.count(len(data), segment)
         self._bytes_in += amount
         self._datagrams_in += parts
         self._cells[T_BYTES_IN] += amount
@@ -360,32 +399,66 @@ class UdpFlow:
 
     def on_event(self, descriptor: int, mask: int) -> None:  # noqa: ARG002  all that can be ready is a datagram
         """Forward what the target sent; what is left makes another event."""
-        if self._socket is None or self._cells is None:
+        if self._is_bulk:
+            self._forward_bulk()
             return
-        context, cells = self._context, self._cells
-        buffer = context.conduit.buffer
-        for _ in range(_BATCH):
+        try:
+            data = os.read(descriptor, DATAGRAM_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:  # an ICMP error: the target may be back in a moment, so the flow lives on
+            self._target_refuses()
+            return
+        amount = len(data)
+        if amount < _LARGE:
+            self._large = 0
+        else:
+            self._large += 1
+            if self._large == _BECOMES_BULK and self._socket is not None:
+                self._is_bulk = True
+                datagram.coalesce(self._socket)
+        self._answered()
+        try:
+            self._to_client.send(data)
+        except OSError as error:
+            self._drop(_drop_of(error), 1)
+            return
+        self._count_out(amount, 1)
+
+    def _forward_bulk(self) -> None:
+        for _ in range(_ROUNDS):
+            if self._socket is None:
+                return
             try:
-                amount, segment, _, _ = datagram.receive(self._socket, buffer)
+                messages = self._context.inbox.receive(self._socket, _BULK_BATCH)
             except BlockingIOError:
                 return
-            except OSError:  # an ICMP error: the target may be back in a moment, so the flow lives on
-                if self._target_refuses():
-                    return
-                continue
-            if self._candidates:
-                self._settle()
-            self._last = context.poller.now
-            parts = datagram.count(amount, segment)
-            try:
-                self._to_client.send(buffer[:amount], segment)
-            except OSError as error:
-                self._drop(_drop_of(error), parts)
-                continue
-            self._bytes_out += amount
-            self._datagrams_out += parts
-            cells[T_BYTES_OUT] += amount
-            cells[T_DATAGRAMS_OUT] += parts
+            except OSError:  # as above
+                self._target_refuses()
+                return
+            self._answered()
+            for burst in datagram.bursts(messages):
+                try:
+                    self._to_client.send_burst(burst)
+                except OSError as error:
+                    self._drop(_drop_of(error), burst[3])
+                else:
+                    self._count_out(burst[1], burst[3])
+            if len(messages) < _BULK_BATCH:
+                return
+
+    def _answered(self) -> None:
+        if self._candidates:
+            self._settle()
+        self._last = self._context.poller.now
+
+    def _count_out(self, amount: int, parts: int) -> None:
+        cells = self._cells
+        assert cells is not None  # noqa: S101  set before the socket is watched
+        self._bytes_out += amount
+        self._datagrams_out += parts
+        cells[T_BYTES_OUT] += amount
+        cells[T_DATAGRAMS_OUT] += parts
 
     def on_again(self) -> None:
         """Never asked for."""
@@ -423,9 +496,10 @@ class UdpFlow:
         self._close()
         self._drop(drop, held)
         self._half.cells[L_REJECTED + REJECTION_INDEX[rejection]] += 1
-        self._context.log.refused(
-            f"{self._describe()} datagrams_in={held} reason={rejection}", rejection, self._context.poller.now
-        )
+        if self._generation.snapshot.access_log:
+            self._context.log.refused(
+                f"{self._describe()} datagrams_in={held} reason={rejection}", rejection, self._context.poller.now
+            )
 
     def end(self) -> None:
         """Close now, because the worker stops or the listener is gone."""
@@ -452,14 +526,15 @@ class UdpFlow:
         self._close()
         self._cells[T_CLOSED + REASON_INDEX[reason]] += 1
         observe(self._half.cells, L_SESSION_HISTOGRAM, SESSION_BUCKETS, now - self._t_open)
-        resolved = f" address={endpoint(self._address, self._target.port)}" if self._target.is_name else ""
-        tried = f" tries={self._tries}" if self._tries > 1 else ""
-        context.log.session(
-            f"{self._describe()} target={self._target.text}{resolved}{tried} bytes_in={self._bytes_in}"
-            f" bytes_out={self._bytes_out} datagrams_in={self._datagrams_in} datagrams_out={self._datagrams_out}"
-            f" detect_ms={(self._t_decided - self._t_open) * 1e3:.1f}"
-            f" duration_ms={(now - self._t_open) * 1e3:.1f} reason={reason}"
-        )
+        if self._generation.snapshot.access_log:
+            resolved = f" address={endpoint(self._address, self._target.port)}" if self._target.is_name else ""
+            tried = f" tries={self._tries}" if self._tries > 1 else ""
+            context.log.session(
+                f"{self._describe()} target={self._target.text}{resolved}{tried} bytes_in={self._bytes_in}"
+                f" bytes_out={self._bytes_out} datagrams_in={self._datagrams_in} datagrams_out={self._datagrams_out}"
+                f" detect_ms={(self._t_decided - self._t_open) * 1e3:.1f}"
+                f" duration_ms={(now - self._t_open) * 1e3:.1f} reason={reason}"
+            )
 
     def _describe(self) -> str:
         host, port = self._client[:2]
@@ -468,7 +543,7 @@ class UdpFlow:
 
     def _drop_socket(self) -> None:
         if self._socket is not None:
-            self._context.poller.close(self._socket)
+            self._context.poller.close(self._socket.detach())
             self._socket = None
 
     @property

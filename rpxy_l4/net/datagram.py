@@ -1,9 +1,7 @@
-"""UDP sockets towards targets, and datagrams in segmented bursts.
+"""UDP sockets towards targets, and bursts: datagrams of one length that go through the kernel together.
 
-With ``UDP_GRO`` the kernel hands over several datagrams of one flow as one buffer and says how long each is; with
-``UDP_SEGMENT`` it takes such a buffer and cuts it again (udp(7), Documentation/networking/segmentation-offloads.rst).
-On a wildcard address, ``IP_PKTINFO``/``IPV6_RECVPKTINFO`` says which of our addresses the client used, and the answer
-must leave from there (ip(7), ipv6(7), RFC 3542 section 6).
+With ``UDP_SEGMENT`` the kernel takes several datagrams as one buffer and cuts it (udp(7),
+Documentation/networking/segmentation-offloads.rst).
 """
 
 from __future__ import annotations
@@ -12,44 +10,40 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-SOL_UDP: Final = 17
-UDP_SEGMENT: Final = 103
-UDP_GRO: Final = 104
-IP_PKTINFO: Final = 8
-IPV6_RECVPKTINFO: Final = 49
-IPV6_PKTINFO: Final = 50
+from rpxy_l4.net.ancillary import SOL_UDP, UDP_GRO, UDP_SEGMENT, Ancillary
+from rpxy_l4.net.inbox import Message
 
-DATAGRAM_BYTES: Final = 65_535
+Address = tuple[str, int] | tuple[str, int, int, int]
 
-_PKTINFO4: Final = struct.Struct("=i4s4s")
-_PKTINFO6: Final = struct.Struct("=16sI")
-_INT: Final = struct.Struct("=i")
+Burst = tuple[list[memoryview], int, int, int]
+"""Pieces that belong together, their length in all, the length of each datagram but the last, and how many they are."""
+
 _SEGMENT: Final = struct.Struct("=H")
-_ANCILLARY_BYTES: Final = (
-    socket.CMSG_SPACE(_PKTINFO4.size) + socket.CMSG_SPACE(_PKTINFO6.size) + socket.CMSG_SPACE(_INT.size)
-)
-_LINK_LOCAL: Final = b"\xfe\x80"
+# What the kernel takes in one call: UDP_MAX_SEGMENTS of include/linux/udp.h when it was smallest, and what fits in an
+# IPv4 packet.
+_MOST_SEGMENTS: Final = 64
+_MOST_BYTES: Final = 65_507
+# Longer datagrams mostly have to be fragmented, which the kernel does not do to those of a burst.
+_MOST_JOINED: Final = 1500
 
 # The kernel or the device cannot segment here (no checksum offload, an old virtio): plain sends work.
 _CANNOT_SEGMENT: Final = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP})
 
-Ancillary = tuple[int, int, bytes]
 
-
-def open_towards(host: str, port: int) -> socket.socket:
+def open_towards(host: str, port: int) -> socket.SocketType:
     """Return a non-blocking UDP socket connected to an IP literal, the caller's to close.
 
     No address-reuse option is ever set: two such sockets could otherwise be given the same local port, and one flow's
     answers would reach the other. Raises OSError when out of descriptors or ports, or when there is no way there.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    # Not socket.socket: that class costs more to make than the system call.
+    sock = socket.SocketType(
+        socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+    )
     try:
-        with contextlib.suppress(OSError):  # kernels before 5.0: one datagram at a time
-            sock.setsockopt(SOL_UDP, UDP_GRO, 1)
         sock.connect((host, port))
     except BaseException:
         sock.close()
@@ -57,35 +51,14 @@ def open_towards(host: str, port: int) -> socket.socket:
     return sock
 
 
-def receive(
-    sock: socket.socket, buffer: memoryview
-) -> tuple[int, int, Ancillary | None, tuple[str, int] | tuple[str, int, int, int]]:
-    """Receive one datagram, or several of one length from one sender, into ``buffer``.
-
-    Returns the number of bytes, the length of each datagram but the last, the control message that makes an answer
-    leave from the address this was sent to (None unless the socket asks for it), and the sender.
-    Raises BlockingIOError when there is none, another OSError when an ICMP error was waiting.
-    """
-    amount, ancillary, _, sender = sock.recvmsg_into([buffer], _ANCILLARY_BYTES)
-    segment = amount
-    reply: Ancillary | None = None
-    for level, kind, data in ancillary:
-        if level == SOL_UDP:
-            if kind == UDP_GRO:
-                segment = _INT.unpack_from(data)[0]
-        elif level == socket.IPPROTO_IP:
-            if kind == IP_PKTINFO:
-                _, local, _ = _PKTINFO4.unpack_from(data)
-                reply = (level, kind, _PKTINFO4.pack(0, local, bytes(4)))
-        elif level == socket.IPPROTO_IPV6 and kind == IPV6_PKTINFO:
-            local, interface = _PKTINFO6.unpack_from(data)
-            # An interface is part of a link-local address, and of no other.
-            reply = (level, kind, _PKTINFO6.pack(local, interface if local.startswith(_LINK_LOCAL) else 0))
-    return amount, segment, reply, sender
+def coalesce(sock: socket.SocketType) -> None:
+    """Let the kernel hand over datagrams that arrive together as one message, if it can."""
+    with contextlib.suppress(OSError):  # kernels before 5.0, some sandboxes: one datagram at a time
+        sock.setsockopt(SOL_UDP, UDP_GRO, 1)
 
 
 def split(data: memoryview, segment: int) -> Iterator[memoryview]:
-    """Yield the datagrams of a burst; an empty datagram is one datagram."""
+    """Yield the datagrams of a message; an empty datagram is one datagram."""
     if not data:
         yield data
         return
@@ -94,52 +67,71 @@ def split(data: memoryview, segment: int) -> Iterator[memoryview]:
 
 
 def count(amount: int, segment: int) -> int:
-    """Return how many datagrams a burst of ``amount`` bytes is."""
+    """Return how many datagrams a message of ``amount`` bytes is."""
     return 1 if amount <= segment else -(-amount // segment)
 
 
+def bursts(messages: Iterable[Message]) -> Iterator[Burst]:
+    """Join messages of one flow into bursts that can be sent in one call each, in their order."""
+    pieces: list[memoryview] = []
+    total = size = parts = 0
+    for _, data, segment, _ in messages:
+        length = len(data)
+        number = count(length, segment)
+        # Only the last datagram of a burst may be shorter than the others, and none may be empty.
+        fits = pieces and 0 < segment <= size <= _MOST_JOINED and total % size == 0 and (segment == size or number == 1)
+        if not (fits and length and total + length <= _MOST_BYTES and parts + number <= _MOST_SEGMENTS):
+            if pieces:
+                yield pieces, total, size, parts
+            pieces, total, size, parts = [], 0, segment, 0
+        pieces.append(data)
+        total += length
+        parts += number
+    if pieces:
+        yield pieces, total, size, parts
+
+
 class Sender:
-    """Sends bursts through one socket, in one call while the kernel can segment them."""
+    """Sends through one socket, a burst in one call while the kernel can segment it. Owns nothing."""
 
     __slots__ = ("_ancillary", "_segments", "_socket", "_to")
 
-    def __init__(self, sock: socket.socket, to: tuple[str, int] | tuple[str, int, int, int] | None = None,
-                 reply: Ancillary | None = None) -> None:  # fmt: skip
+    def __init__(self, sock: socket.SocketType, to: Address | None = None, reply: Ancillary | None = None) -> None:
         """Send through a connected socket, or to ``to`` with the source address that ``reply`` names."""
         self._socket = sock
         self._to = to
-        self._ancillary: list[Ancillary] = [] if reply is None else [reply]
+        self._ancillary: tuple[Ancillary, ...] = () if reply is None else (reply,)
         self._segments = True
 
-    def send(self, data: memoryview, segment: int) -> None:
-        """Send one datagram, or several of ``segment`` bytes each.
+    def send(self, datagram: bytes | memoryview) -> None:
+        """Send one datagram.
 
         Raises BlockingIOError when the socket's buffer is full, another OSError as sendmsg(2) does: an ICMP error that
-        was waiting, a datagram too long. Some of a burst may then have been sent.
+        was waiting, a datagram too long.
         """
-        if segment < len(data):
-            if self._segments:
-                try:
-                    cut = (SOL_UDP, UDP_SEGMENT, _SEGMENT.pack(segment))
-                    self._message(data, [*self._ancillary, cut])
-                    return
-                except OSError as error:
-                    if error.errno not in _CANNOT_SEGMENT:
-                        raise
-                    self._segments = False
-            for datagram in split(data, segment):
-                self._one(datagram)
-            return
-        self._one(data)
-
-    def _one(self, datagram: memoryview) -> None:
         if self._to is None:
             self._socket.send(datagram)
+        elif self._ancillary:
+            self._socket.sendmsg((datagram,), self._ancillary, 0, self._to)
         else:
-            self._message(datagram, self._ancillary)
+            self._socket.sendto(datagram, self._to)
 
-    def _message(self, data: memoryview, ancillary: list[Ancillary]) -> None:
-        if self._to is None:
-            self._socket.sendmsg([data], ancillary)
-        else:
-            self._socket.sendmsg([data], ancillary, 0, self._to)
+    def send_burst(self, burst: Burst) -> None:
+        """Send a burst. Raises OSError as :meth:`send` does; some of its datagrams may then have been sent."""
+        pieces, _, segment, parts = burst
+        if parts > 1 and self._segments:
+            cut = (SOL_UDP, UDP_SEGMENT, _SEGMENT.pack(segment))
+            try:
+                if self._to is None:
+                    self._socket.sendmsg(pieces, (cut,))
+                else:
+                    self._socket.sendmsg(pieces, (*self._ancillary, cut), 0, self._to)
+            except OSError as error:
+                if error.errno not in _CANNOT_SEGMENT:
+                    raise
+                self._segments = False
+            else:
+                return
+        for piece in pieces:
+            for datagram in split(piece, segment):
+                self.send(datagram)

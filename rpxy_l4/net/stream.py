@@ -8,6 +8,7 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from rpxy_l4.endings import ConnectResult
@@ -18,37 +19,45 @@ PIPE_BYTES: Final = 1 << 20
 KEEPALIVE_SECONDS: Final = 60
 """A silent connection is asked for a sign of life after this time, and then every 75 seconds, nine times (tcp(7))."""
 
+_UNDER_WAY: Final = frozenset({0, errno.EINPROGRESS})
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
-_TARGET_OPTIONS: Final = (
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    # Two hours by default: too long to hold a session for a machine that is gone.
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS),
-)
+# The socket object of the C module: the class on top of it costs more to make than the system call.
+_Socket: Final = socket.SocketType
 
 
-def connect(host: str, port: int) -> socket.socket:
-    """Begin a connection to an IP literal and return its non-blocking socket, the caller's to close.
+def acceptor(listening: socket.socket) -> Callable[[], tuple[int, tuple[str, int]]]:
+    """Return a function that accepts one connection as ``listening.accept`` does, but returns a bare descriptor.
+
+    The descriptor is the caller's to close, and blocking. The address is that of ``accept``.
+    """
+    # What accept itself is made of, in the C module: the socket object on top costs more than the system call.
+    accept: Callable[[], tuple[int, tuple[str, int]]] = listening._accept  # type: ignore[attr-defined]  # noqa: SLF001
+    return accept
+
+
+def connect(host: str, port: int) -> int:
+    """Begin a connection to an IP literal and return the descriptor of its non-blocking socket, the caller's to close.
 
     The outcome is known when the socket becomes writable; ask :func:`connect_error`. Raises OSError when the attempt
     fails at once.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = _Socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        for option in _TARGET_OPTIONS:
-            sock.setsockopt(*option)
-        with contextlib.suppress(BlockingIOError):
-            sock.connect((host, port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        number = sock.connect_ex((host, port))
     except BaseException:
         sock.close()
         raise
-    return sock
+    if number not in _UNDER_WAY:
+        sock.close()
+        raise OSError(number, os.strerror(number))
+    return sock.detach()
 
 
-def connect_error(sock: socket.socket) -> int:
+def connect_error(descriptor: int) -> int:
     """Return the errno with which a connection attempt ended, 0 for success. Reading it clears it."""
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    with _borrowed(descriptor) as sock:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def connect_result(number: int) -> ConnectResult:
@@ -68,10 +77,35 @@ def connect_result(number: int) -> ConnectResult:
             return ConnectResult.OTHER
 
 
-def reset_on_close(sock: socket.socket) -> None:
+def local_address(descriptor: int) -> tuple[str, int]:
+    """Return address and port of this end. Raises OSError as getsockname(2) does."""
+    with _borrowed(descriptor) as sock:
+        host, port = sock.getsockname()[:2]
+        return host, port
+
+
+def keep_alive(descriptor: int) -> None:
+    """Ask a silent other end for a sign of life, so that a machine that is gone does not hold a session for ever."""
+    with contextlib.suppress(OSError), _borrowed(descriptor) as sock:  # already disconnected: nothing to keep
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # Two hours by default.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+
+
+def reset_on_close(descriptor: int) -> None:
     """Make the coming close send RST instead of FIN, so that a cut-off stream does not look complete."""
-    with contextlib.suppress(OSError):  # already disconnected: there is nobody to tell
+    with contextlib.suppress(OSError), _borrowed(descriptor) as sock:  # already disconnected: nobody to tell
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+
+
+@contextlib.contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """Yield a socket object for a descriptor that stays the caller's. For what is rare."""
+    sock = socket.socket(fileno=descriptor)
+    try:
+        yield sock
+    finally:
+        sock.detach()
 
 
 class Pipe:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections import Counter
 from pathlib import Path
 
 from tests.e2e.conftest import StartProxy
 from tests.support.hellos import openssl_hello
 from tests.support.proxy import Proxy
-from tests.support.targets import TcpTarget, read_all, reports
+from tests.support.targets import TcpTarget, UdpTarget, read_all, reports
 from tests.support.waiting import eventually
 
 
@@ -110,3 +111,53 @@ def test_a_reader_that_does_not_read_stops_nothing(start_proxy: StartProxy) -> N
             one_session(proxy)
 
         assert proxy.wait_for_metric("log_lines_dropped_total", 1, stream="access")
+
+
+def test_a_reload_turns_the_access_log_on_and_off_for_the_sessions_that_begin_after_it(start_proxy: StartProxy) -> None:
+    with TcpTarget(reports("here")) as target, UdpTarget() as udp_target:
+        routes = (
+            f'udp_target = ["{udp_target.text}"]\nudp_idle_lifetime = "1ms"\n'
+            f'[protocols.shell]\nprotocol = "ssh"\ntarget = ["{target.text}"]\n'
+        )
+        proxy = start_proxy(f"access_log = false\n{routes}")
+
+        def begin_session() -> socket.socket:
+            before = proxy.metric("sessions_total", protocol="tcp")
+            client = proxy.connect()
+            client.sendall(b"SSH-2.0-it\r\n")
+            proxy.wait_for_metric("sessions_total", before + 1, protocol="tcp")
+            return client
+
+        def finish(client: socket.socket) -> None:
+            with client:
+                client.shutdown(socket.SHUT_WR)
+                read_all(client)
+
+        def one_of_each(nth: int) -> None:
+            """A TCP session, a refused one and a UDP flow; the nth of each that ended."""
+            finish(begin_session())
+            with proxy.connect() as client:
+                client.sendall(b"\x00garbage")
+                read_all(client)
+            with proxy.udp() as client:
+                client.send(b"x")
+                client.recv(100)
+            proxy.wait_for_metric("sessions_closed_total", nth, protocol="tcp")
+            proxy.wait_for_metric("sessions_closed_total", nth, protocol="udp")
+            proxy.wait_for_metric("sessions_rejected_total", nth, reason="no_route")
+
+        without = begin_session()
+        one_of_each(1)
+        proxy.reload(f"access_log = true\n{routes}", generation=2)
+        logged = begin_session()
+        one_of_each(2)
+        proxy.reload(f"access_log = false\n{routes}", generation=3)
+        one_of_each(3)
+        finish(without)
+        finish(logged)
+        proxy.wait_for_metric("sessions_closed_total", 5, protocol="tcp")
+
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait_end() == 0
+        lines = Counter((line["event"], line["transport"]) for line in proxy.access_lines())
+        assert lines == {("session", "tcp"): 2, ("refused", "tcp"): 1, ("session", "udp"): 1}

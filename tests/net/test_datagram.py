@@ -5,9 +5,12 @@ import os
 import socket
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rpxy_l4.net import datagram
 from rpxy_l4.net.datagram import Sender
+from rpxy_l4.net.inbox import Message
 
 
 @pytest.mark.parametrize(
@@ -33,57 +36,67 @@ def test_a_burst_arrives_as_its_datagrams_with_and_without_the_kernels_help(segm
     sock = datagram.open_towards("127.0.0.1", target.getsockname()[1])
     sender = Sender(sock)
     sender._segments = segments
-    data = bytes(range(250))
-    sender.send(memoryview(data), 100)
+    data = memoryview(bytes(range(250)))
+    sender.send_burst(([data[:200], data[200:]], 250, 100, 3))
 
     assert [target.recv(1000) for _ in range(3)] == [data[:100], data[100:200], data[200:]]
     sock.close()
     target.close()
 
 
-def test_a_coalesced_burst_is_received_with_the_length_of_its_datagrams() -> None:
-    near = _bound("127.0.0.1", (datagram.SOL_UDP, datagram.UDP_GRO, 1))
-    sock = datagram.open_towards("127.0.0.1", near.getsockname()[1])
-    Sender(sock).send(memoryview(bytes(2500)), 1000)
-    buffer = memoryview(bytearray(65536))
-    amount, segment, reply, sender = datagram.receive(near, buffer)
-
-    assert (amount, segment, reply) == (2500, 1000, None)
-    assert sender == sock.getsockname()
-    sock.close()
-    near.close()
+def _messages(*sizes: int | tuple[int, int]) -> list[Message]:
+    both = [(size, size) if isinstance(size, int) else size for size in sizes]
+    return [(b"", memoryview(bytes(length)), segment, None) for length, segment in both]
 
 
 @pytest.mark.parametrize(
-    ("wildcard", "option", "used"),
+    ("sizes", "joined"),
     [
-        ("0.0.0.0", (socket.IPPROTO_IP, datagram.IP_PKTINFO, 1), "127.0.0.7"),
-        ("::", (socket.IPPROTO_IPV6, datagram.IPV6_RECVPKTINFO, 1), "::1"),
+        ((), []),
+        ((5,), [(1, 5, 5, 1)]),
+        ((5, 5, 5), [(3, 15, 5, 3)]),
+        ((5, 5, 3), [(3, 13, 5, 3)]),
+        ((5, 3, 5), [(2, 8, 5, 2), (1, 5, 5, 1)]),
+        ((3, 5), [(1, 3, 3, 1), (1, 5, 5, 1)]),
+        ((5, 0, 5), [(1, 5, 5, 1), (1, 0, 0, 1), (1, 5, 5, 1)]),
+        ((0, 0), [(1, 0, 0, 1), (1, 0, 0, 1)]),
+        (((20, 5), (20, 5)), [(2, 40, 5, 8)]),
+        (((20, 5), (18, 5), (20, 5)), [(2, 38, 5, 8), (1, 20, 5, 4)]),
+        (((20, 5), 4, 5), [(2, 24, 5, 5), (1, 5, 5, 1)]),
+        ((5, (8, 4)), [(1, 5, 5, 1), (1, 8, 4, 2)]),
+        ((60_000, 5_000), [(1, 60_000, 60_000, 1), (1, 5_000, 5_000, 1)]),
+        ((*[1500] * 44,), [(43, 64_500, 1500, 43), (1, 1500, 1500, 1)]),
+        ((1501, 1501), [(1, 1501, 1501, 1), (1, 1501, 1501, 1)]),
     ],
 )
-def test_an_answer_leaves_from_the_address_that_the_client_used(
-    wildcard: str, option: tuple[int, int, int], used: str
+def test_datagrams_of_one_length_are_joined(
+    sizes: tuple[int | tuple[int, int], ...], joined: list[tuple[int, int, int, int]]
 ) -> None:
-    near = _bound(wildcard, option)
-    client = datagram.open_towards(used, near.getsockname()[1])
-    client.settimeout(5)
-    client.send(b"ask")
-    buffer = memoryview(bytearray(65536))
-    amount, segment, reply, sender = datagram.receive(near, buffer)
-    assert reply is not None
-    Sender(near, sender, reply).send(buffer[:amount], segment)
+    found = [(len(pieces), *rest) for pieces, *rest in datagram.bursts(_messages(*sizes))]
+    assert found == joined
 
-    # The client's socket is connected: an answer from another address would not reach it.
-    assert client.recv(100) == b"ask"
-    near.close()
-    client.close()
+
+@given(st.lists(st.tuples(st.integers(0, 70), st.integers(1, 30)), max_size=200))
+def test_joining_keeps_every_datagram_and_the_kernels_limits(sizes: list[tuple[int, int]]) -> None:
+    messages = [
+        (b"", memoryview(bytes([number % 256]) * length), min(length, segment), None)
+        for number, (length, segment) in enumerate(sizes)
+    ]
+    sent = [bytes(part) for _, data, segment, _ in messages for part in datagram.split(data, segment)]
+    got = []
+    for pieces, length, segment, parts in datagram.bursts(messages):
+        whole = memoryview(b"".join(pieces))
+        assert len(whole) == length
+        assert parts == datagram.count(length, segment) <= 64 or len(pieces) == 1
+        got += [bytes(part) for part in datagram.split(whole, segment)]
+    assert got == sent
 
 
 def test_a_datagram_longer_than_udp_allows_is_refused_by_the_kernel() -> None:
     target = _bound("127.0.0.1")
     sock = datagram.open_towards("127.0.0.1", target.getsockname()[1])
     with pytest.raises(OSError, match=os.strerror(errno.EMSGSIZE)):
-        Sender(sock).send(memoryview(bytes(65_520)), 65_520)
+        Sender(sock).send(bytes(65_520))
 
     sock.close()
     target.close()

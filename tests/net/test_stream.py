@@ -13,28 +13,41 @@ from rpxy_l4.net.stream import PipePool
 from tests.support.ports import free_port
 
 
-def _outcome(sock: socket.socket) -> int:
+def _outcome(descriptor: int) -> int:
     poll = select.poll()
-    poll.register(sock, select.POLLOUT)
+    poll.register(descriptor, select.POLLOUT)
     assert poll.poll(5000)
-    return stream.connect_error(sock)
+    return stream.connect_error(descriptor)
 
 
-def test_a_connection_to_a_listening_target_succeeds_without_delay_and_with_keepalive() -> None:
+def test_a_connection_to_a_listening_target_succeeds_without_delay_and_with_keepalive_when_asked() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        sock = stream.connect("127.0.0.1", server.getsockname()[1])
-        assert _outcome(sock) == 0
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        assert not sock.getblocking()
-        sock.close()
+        descriptor = stream.connect("127.0.0.1", server.getsockname()[1])
+        assert _outcome(descriptor) == 0
+        stream.keep_alive(descriptor)
+        with socket.socket(fileno=descriptor) as sock:
+            assert stream.local_address(descriptor) == sock.getsockname()
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == stream.KEEPALIVE_SECONDS
+            assert not os.get_blocking(descriptor)
+            assert not os.get_inheritable(descriptor)
+
+
+def test_an_accepted_descriptor_comes_with_its_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+        client.connect(server.getsockname())
+        descriptor, address = stream.acceptor(server)()
+        with socket.socket(fileno=descriptor) as accepted:
+            assert address == client.getsockname() == accepted.getpeername()
+            assert not os.get_inheritable(descriptor)
 
 
 def test_a_refused_connection_says_so() -> None:
-    sock = stream.connect("127.0.0.1", free_port())
+    descriptor = stream.connect("127.0.0.1", free_port())
 
-    assert stream.connect_result(_outcome(sock)) is ConnectResult.REFUSED
-    sock.close()
+    assert stream.connect_result(_outcome(descriptor)) is ConnectResult.REFUSED
+    os.close(descriptor)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +70,7 @@ def test_a_reset_on_close_reaches_the_other_end() -> None:
     near, far = socket.create_server(("127.0.0.1", 0)), socket.socket()
     far.connect(near.getsockname())
     accepted, _ = near.accept()
-    stream.reset_on_close(accepted)
+    stream.reset_on_close(accepted.fileno())
     accepted.close()
 
     with pytest.raises(ConnectionResetError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpxy_l4.net.stream import PipePool
+from rpxy_l4.workers import poller
 from rpxy_l4.workers.relay import BUFFER_BYTES, Conduit, Direction, Outcome
 
 
@@ -26,14 +28,32 @@ class Line:
         self.cells = memoryview(bytearray(8)).cast("Q")
         self.sender, self.source = _connection(None)
         self.receiver, self.sink = _connection(window)
-        self.direction = Direction(self.source, self.sink, self.cells, 0, first)
+        self.outcomes: list[Outcome] = []
+        source, sink = self.source.fileno(), self.sink.fileno()
+        self.direction = Direction(self, self.conduit, source, sink, self.cells, 0, first)
+        self.direction.other = Direction(self, self.conduit, sink, source, self.cells, 0)
 
     def pump(self) -> Outcome:
         self.direction.readable = True
-        return self.direction.pump(self.conduit)
+        return self.direction.pump()
+
+    def on_readiness(self, direction: Direction, mask: int) -> None:
+        direction.readable = direction.readable or bool(mask & poller.READABLE)
+        direction.hup = direction.hup or bool(mask & poller.ENDED)
+        self.on_outcome(direction, direction.pump())
+
+    def on_outcome(self, direction: Direction, outcome: Outcome) -> None:
+        assert direction is self.direction
+        self.outcomes.append(outcome)
+
+    def on_again(self) -> None:
+        raise AssertionError("nobody asks for this")
+
+    def abandon(self) -> None:
+        raise AssertionError("nothing is wrong")
 
     def close(self) -> None:
-        self.direction.stop(self.conduit)
+        self.direction.stop()
         for sock in (self.sender, self.source, self.receiver, self.sink):
             sock.close()
 
@@ -161,3 +181,35 @@ def test_an_end_that_came_with_the_last_bytes_is_not_missed(line: Line) -> None:
     assert line.pump() is Outcome.DONE
     assert line.receiver.recv(100) == b"last words"
     assert line.receiver.recv(100) == b""
+
+
+def test_events_alone_carry_small_messages_and_bulk_and_the_end() -> None:
+    """As the poller does it: an edge-triggered event for what came, and nothing else."""
+    line = Line()
+    sent, got = bytearray(), bytearray()
+    cut = Random(1)
+    poll = select.epoll()
+    poll.register(line.source, poller.STREAM)
+    poll.register(line.receiver, select.EPOLLIN)
+    try:
+        for size in (1, 100, BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + 1, 3, 2_000_000, 5, 700_000, 1, 0):
+            rest = memoryview(cut.randbytes(size))
+            sent += rest
+            if not size:
+                line.sender.shutdown(socket.SHUT_WR)
+            while len(got) < len(sent) or not (size or line.outcomes[-1] is Outcome.DONE):
+                if rest:
+                    with contextlib.suppress(BlockingIOError):
+                        rest = rest[line.sender.send(rest) :]
+                for descriptor, mask in poll.poll(5):
+                    if descriptor == line.source.fileno():
+                        line.direction.on_event(descriptor, mask)
+                    else:
+                        got += line.receiver.recv(1 << 20)
+                if line.direction.is_blocked or line.direction.readable:
+                    line.direction.pump()
+        assert got == sent
+        assert line.pipes.lent == 0
+    finally:
+        poll.close()
+        line.close()
