@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Final
 
 from rpxy_l4.probes.wireguard import probe_wireguard
@@ -22,7 +23,7 @@ def preload(wanted: frozenset[Protocol]) -> None:
     QUIC brings the library ``cryptography`` (about 70 ms and 16 MiB), which a process without QUIC routes never loads.
     """
     if Protocol.QUIC in wanted:
-        _make_quic_probe()
+        _quic_probe()
 
 
 class UdpDetector:
@@ -35,7 +36,7 @@ class UdpDetector:
         self._datagrams = 0
         self._bytes = 0
         self._wants_wireguard = Protocol.WIREGUARD in wanted
-        self._quic = _make_quic_probe() if Protocol.QUIC in wanted else None
+        self._quic = _quic_probe()() if Protocol.QUIC in wanted else None
 
     def feed(self, datagram: bytes) -> Verdict:
         """Take the next datagram, in the order of arrival; not to be called again after a Match.
@@ -54,15 +55,14 @@ class UdpDetector:
         if self._quic is None:
             return NO_MATCH
         verdict = self._quic.feed(datagram) if self._bytes <= MAX_BYTES else NO_MATCH
-        if isinstance(verdict, NeedMore) and self._datagrams < MAX_DATAGRAMS:
-            return verdict
-        if isinstance(verdict, Match):
+        if isinstance(verdict, Match) or (isinstance(verdict, NeedMore) and self._datagrams < MAX_DATAGRAMS):
             return verdict
         self._quic = None
         return NO_MATCH
 
 
-def _make_quic_probe() -> QuicProbe:
+@functools.cache
+def _quic_probe() -> type[QuicProbe]:
     from rpxy_l4.probes.quic import QuicProbe  # noqa: PLC0415 -- costly, and for nothing where QUIC is not wanted
 
-    return QuicProbe()
+    return QuicProbe

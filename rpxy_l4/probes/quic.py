@@ -35,9 +35,9 @@ class QuicProbe:
 
     def __init__(self) -> None:
         """Start a flow of which nothing is known."""
-        # By version and destination id. A client that was told to retry, or gave up and began again, uses a new id
-        # and sends its hello from the start.
-        self._attempts: dict[tuple[int, bytes], _Attempt] = {}
+        # By version and destination id, one for each beginning of a connection: a client that was told to retry, or
+        # gave up and began again, uses a new id and sends its hello from the start.
+        self._attempts: dict[tuple[int, bytes], tuple[InitialKeys, CryptoStream]] = {}
         self._work = 0  # frames read, and what opening their packets cost
 
     def feed(self, datagram: bytes) -> Verdict:
@@ -53,19 +53,22 @@ class QuicProbe:
         destination_id: bytes | None = None
         at = 0
         while (header := read_long_header(datagram, at)) is not None:
-            if header.kind is Kind.ZERO_RTT:
-                may_be_early = True
-            elif header.kind is Kind.INITIAL:
+            if header.kind is Kind.INITIAL:
                 # Packets of other connections are not to be coalesced, and to be ignored if they are (RFC 9000 12.2).
-                if len(datagram) < MIN_INITIAL_DATAGRAM or destination_id not in {None, header.destination_id}:
+                if len(datagram) < MIN_INITIAL_DATAGRAM:
                     break
-                destination_id = header.destination_id
+                if destination_id is None:
+                    destination_id = header.destination_id
+                elif destination_id != header.destination_id:
+                    break
                 verdict = self._read_initial(datagram, at, header)
                 if verdict is None:
                     may_be_early = False
                     break
                 if not isinstance(verdict, NeedMore):
                     return verdict
+            elif header.kind is Kind.ZERO_RTT:
+                may_be_early = True
             at = header.end
         if self._attempts or may_be_early:
             return _NEXT_DATAGRAM
@@ -74,42 +77,38 @@ class QuicProbe:
     def _read_initial(self, datagram: bytes, at: int, header: LongHeader) -> Verdict | None:
         """Take in an Initial packet. None if it is not authentic."""
         name = header.version, header.destination_id
-        attempt = self._attempts.get(name) or _Attempt(*name)
-        payload = attempt.keys.open(datagram, at, header)
+        attempt = self._attempts.get(name) or (InitialKeys(*name), CryptoStream())
+        keys, stream = attempt
+        payload = keys.open(datagram, at, header)
         if payload is None:
             return None
         self._attempts[name] = attempt
         frames = read_frames(payload)
-        if frames is None or not all(attempt.stream.add(offset, piece) for offset, piece in frames.crypto):
+        if frames is None:
             return NO_MATCH
+        for offset, piece in frames.crypto:
+            if not stream.add(offset, piece):
+                return NO_MATCH
         # What bounds one packet bounds them all, or a few kilobytes in tiny ones would keep a worker busy for long.
         self._work += _PACKET_WORK + frames.total
         if self._work > MAX_FRAMES:
             return NO_MATCH
-        if sum(len(each.stream) for each in self._attempts.values()) > MAX_CRYPTO:
+        # A stream alone keeps to this bound by itself.
+        if len(self._attempts) > 1 and sum(len(each) for _, each in self._attempts.values()) > MAX_CRYPTO:
             return NO_MATCH
-        return _judge(attempt.stream)
-
-
-class _Attempt:
-    """One beginning of a connection."""
-
-    __slots__ = ("keys", "stream")
-
-    def __init__(self, version: int, destination_id: bytes) -> None:
-        self.keys = InitialKeys(version, destination_id)
-        self.stream = CryptoStream()
+        return _judge(stream)
 
 
 def _judge(stream: CryptoStream) -> Verdict:
     """Say what the handshake bytes are so far."""
-    if stream.ready < _MESSAGE_HEADER:
+    ready = stream.ready
+    if ready < _MESSAGE_HEADER:
         return _NEXT_DATAGRAM
     header = stream.read(0, _MESSAGE_HEADER)
     end = _MESSAGE_HEADER + int.from_bytes(header[1:], "big")
     if header[0] != _CLIENT_HELLO or end > MAX_CRYPTO:
         return NO_MATCH
-    if stream.ready < end:
+    if ready < end:
         return _NEXT_DATAGRAM
     hello = parse_client_hello(stream.read(_MESSAGE_HEADER, end))
     return NO_MATCH if hello is None else Match(Protocol.QUIC, hello.server_name, hello.alpn)

@@ -36,6 +36,12 @@ class CryptoStream:
         end = offset + len(piece)
         if end > MAX_CRYPTO:
             return False
+        if offset == 0 and not self._data:
+            # Most hellos come in one piece, with which nothing is to be compared.
+            self._data += piece
+            self._known += _KNOWN * end
+            self._ready = end
+            return True
         if end > len(self._data):
             growth = bytes(end - len(self._data))
             self._data += growth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import struct
 from typing import Final, NamedTuple
 
 VERSION_1: Final = 0x00000001
@@ -12,8 +13,8 @@ VERSION_2: Final = 0x6B3343CF
 MIN_INITIAL_DATAGRAM: Final = 1200
 
 _NEGOTIATION: Final = 0  # the version field of a Version Negotiation packet, which only a target sends
-_LONG: Final = 0x80
-_IDS_AT: Final = 5  # behind the first byte and the version
+_LONG: Final = 0x80  # set in the first byte, of which it is the uppermost bit
+_START: Final = struct.Struct(">BIB")  # first byte, version, length of the destination id
 _MAX_ID: Final = 20  # RFC 9000 17.2
 _MIN_RANDOM_ID: Final = 8  # the id that a client makes up for its first packets (RFC 9000 7.2)
 
@@ -25,6 +26,9 @@ class Kind(enum.Enum):
     ZERO_RTT = enum.auto()
     HANDSHAKE = enum.auto()
 
+
+# Size in bytes, and the bits of the value, by the two uppermost bits of the first byte (RFC 9000 table 4).
+_VARINTS: Final = tuple((1 << power, (1 << (8 << power) - 2) - 1) for power in range(4))
 
 # By version, then by the two type bits of the first byte (RFC 9000 table 5, RFC 9369 3.2).
 _KINDS: Final[dict[int, tuple[Kind | None, ...]]] = {
@@ -49,11 +53,11 @@ def read_varint(data: bytes, at: int) -> tuple[int, int] | None:
     """Read a variable-length integer (RFC 9000 16): its value and the offset behind it. None if the data end first."""
     if at >= len(data):
         return None
-    size = 1 << (data[at] >> 6)
+    size, value_bits = _VARINTS[data[at] >> 6]
     end = at + size
     if end > len(data):
         return None
-    return int.from_bytes(data[at:end], "big") & ((1 << (8 * size - 2)) - 1), end
+    return int.from_bytes(data[at:end], "big") & value_bits, end
 
 
 def read_long_header(datagram: bytes, at: int) -> LongHeader | None:
@@ -107,14 +111,16 @@ def asks_for_unknown_version(datagram: bytes) -> bool:
 
 def _read_ids(datagram: bytes, at: int) -> tuple[int, bytes, int] | None:
     """Read version, destination id, and the offset behind the source id. None unless a client may send them."""
-    ids_at = at + _IDS_AT
-    if ids_at >= len(datagram) or not datagram[at] & _LONG:
+    id_at = at + _START.size
+    size = len(datagram)
+    if id_at > size:
         return None
-    version = int.from_bytes(datagram[at + 1 : ids_at], "big")
-    source_at = ids_at + 1 + datagram[ids_at]
-    if version == _NEGOTIATION or datagram[ids_at] > _MAX_ID or source_at >= len(datagram):
+    first, version, length = _START.unpack_from(datagram, at)
+    source_at = id_at + length
+    if first < _LONG or version == _NEGOTIATION or length > _MAX_ID or source_at >= size:
         return None
-    end = source_at + 1 + datagram[source_at]
-    if datagram[source_at] > _MAX_ID or end > len(datagram):
+    source_length = datagram[source_at]
+    end = source_at + 1 + source_length
+    if source_length > _MAX_ID or end > size:
         return None
-    return version, datagram[ids_at + 1 : source_at], end
+    return version, datagram[id_at:source_at], end

@@ -59,6 +59,18 @@ def test_a_zero_byte_is_as_known_as_any_other() -> None:
     assert stream.ready == 2
 
 
+def test_an_empty_piece_tells_nothing_wherever_it_stands() -> None:
+    stream = CryptoStream()
+
+    assert stream.add(0, b"")
+    assert (stream.ready, len(stream)) == (0, 0)
+    assert stream.add(2, b"cd")
+    assert stream.add(0, b"")
+    assert (stream.ready, len(stream)) == (0, 4)
+    assert stream.add(0, b"ab")
+    assert stream.read(0, stream.ready) == b"abcd"
+
+
 def test_nothing_is_taken_beyond_the_bound() -> None:
     stream = CryptoStream()
 

@@ -28,6 +28,13 @@ def test_zeros_at_the_end_of_crypto_data_are_not_padding() -> None:
     assert read_frames(crypto(0, b"a" + bytes(9)) + PADDING * 3) == Frames([(0, b"a" + bytes(9))], 1)
 
 
+@pytest.mark.parametrize("filler", [PADDING, PING, PADDING * 9 + PING, PING + PADDING * 9, (PADDING + PING) * 9])
+def test_padding_and_pings_in_any_mixture_are_skipped_before_between_and_behind_frames(filler: bytes) -> None:
+    payload = filler + crypto(0, b"\x00\x01") + filler + crypto(2, b"\x01\x00") + filler
+
+    assert read_frames(payload) == Frames([(0, b"\x00\x01"), (2, b"\x01\x00")], 2)
+
+
 def test_a_payload_without_crypto_frames_holds_none() -> None:
     assert read_frames(b"") == Frames([], 0)
     assert read_frames(b"".join(OTHERS)) == Frames([], 3)
