@@ -8,7 +8,14 @@ from __future__ import annotations
 import enum
 
 
-class Reason(enum.StrEnum):
+class Word(enum.StrEnum):
+    """A word of a closed set."""
+
+    # That of the text, which is kept in it; an enumeration's own is computed, in Python, for each look into a dict.
+    __hash__ = str.__hash__
+
+
+class Reason(Word):
     """Why a session that was given to a target ended. The order is the layout of the counters: append only."""
 
     CLIENT_EOF = "client_eof"
@@ -35,7 +42,7 @@ class Reason(enum.StrEnum):
     """A fault of this program or a limit of the machine; the event log has the details."""
 
 
-class Rejection(enum.StrEnum):
+class Rejection(Word):
     """Why a session was refused before a target was chosen. Append only."""
 
     LIMIT = "limit"
@@ -58,7 +65,7 @@ class Rejection(enum.StrEnum):
     """Out of descriptors, memory or ports; the event log has the details."""
 
 
-class Drop(enum.StrEnum):
+class Drop(Word):
     """Why single datagrams were not forwarded. Append only."""
 
     NO_ROUTE = "no_route"
@@ -77,7 +84,7 @@ class Drop(enum.StrEnum):
     """Waiting for the rest of a first flight when too many other flows were doing the same."""
 
 
-class Detected(enum.StrEnum):
+class Detected(Word):
     """What detection said about a session. Append only."""
 
     HTTP = "http"
@@ -94,7 +101,7 @@ class Detected(enum.StrEnum):
     """Nothing was to be detected: the listener has only a default route."""
 
 
-class ConnectResult(enum.StrEnum):
+class ConnectResult(Word):
     """How one attempt to connect to a target ended. Append only."""
 
     OK = "ok"

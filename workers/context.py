@@ -237,6 +237,6 @@ class Context:
 
 
 def observe(cells: memoryview, offset: int, bounds: Sequence[float], seconds: float) -> None:
-    """Add one observation to the histogram at ``offset``."""
+    """Add one observation, which must not be negative, to the histogram at ``offset``."""
     cells[offset + bisect.bisect_left(bounds, seconds)] += 1
-    cells[offset + len(bounds) + 1] += max(0, int(seconds * MICROSECONDS))
+    cells[offset + len(bounds) + 1] += int(seconds * MICROSECONDS)

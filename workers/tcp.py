@@ -390,7 +390,8 @@ class TcpSession:
         """Take the route that detection leads to."""
         self._t_decided = self._context.poller.now
         self._detector = None
-        self._wait_for(0.0)
+        if self._wait:
+            self._wait_for(0.0)
         self._match = match
         self._detected = detected
         cells = self._half.cells
