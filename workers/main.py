@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import gc
 import logging
 import signal
 from typing import Any, Final
@@ -17,6 +18,8 @@ from rpxy_l4.workers.worker import Worker
 
 EVENTS: Final = logging.getLogger(__name__)
 
+# New objects before the collector looks at them: some thousand sessions.
+_YOUNG: Final = 50_000
 # Ctrl-C and a hang-up of the terminal reach the whole process group; what they mean is the supervisor's to decide.
 _IGNORED: Final = (
     signal.SIGINT,
@@ -42,6 +45,9 @@ def run(slot: int, slots: int, channel: Channel, slab: Slab) -> int:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
+    # Sessions leave nothing behind that only the collector could free, so it need not look often; what it looks at is
+    # what is new, and a pause of its is one for every session.
+    gc.set_threshold(_YOUNG, *gc.get_threshold()[1:])
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     loop.set_exception_handler(_on_loop_exception)

@@ -49,6 +49,14 @@ class Outcome(enum.Enum):
     """Writing failed: the sink was reset or vanished. What it sent before may still be readable."""
 
 
+WAIT: Final = Outcome.WAIT
+"""The same, for what looks often: finding a member of an enumeration costs as much as a call."""
+
+
+class _SinkLostError(Exception):
+    """Writing failed."""
+
+
 class Conduit:
     """What all directions of a worker share: the pipes."""
 
@@ -129,29 +137,19 @@ class Direction:
         if mask & _MORE_THAN_DATA or not (self.is_plain and self.other.is_plain and mask & select.EPOLLIN):
             self.parent.on_readiness(self, mask)
             return
-        # By far the most frequent case: a message that fits, and a sink that takes it. The rest is what pump does.
+        # By far the most frequent case: a message that fits, and a sink that takes it.
         try:
-            data = os.read(self.source, BUFFER_BYTES)
+            amount = self._read_and_write()
         except BlockingIOError:
+            return
+        except _SinkLostError:
+            self.parent.on_outcome(self, Outcome.SINK_LOST)
             return
         except OSError:
             self.parent.on_outcome(self, Outcome.SOURCE_LOST)
             return
-        amount = len(data)
-        try:
-            sent = os.write(self.sink, data) if data else 0
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.parent.on_outcome(self, Outcome.SINK_LOST)
-            return
-        self.moved += sent
-        self._cells[self._counter] += sent
-        if sent == amount and 0 < amount < BUFFER_BYTES:
-            # epoll(7): less than asked for means that the source is dry, and more makes a new edge.
-            return
-        self._after_read(data, sent)
-        self.parent.on_outcome(self, self.pump())
+        if not 0 < amount < BUFFER_BYTES or self._pending is not None:
+            self.parent.on_outcome(self, self.pump())
 
     def on_again(self) -> None:
         """Never asked for: the parent is."""
@@ -169,7 +167,8 @@ class Direction:
 
     def forget(self) -> None:
         """Stop, and let go of the parent and the opposite direction, so that none keeps another in memory."""
-        self.stop()
+        if not self.done:
+            self.stop()
         del self.parent, self.other
 
     def _release(self) -> None:
@@ -184,26 +183,27 @@ class Direction:
 
     def pump(self) -> Outcome:
         """Move what can be moved now."""
-        outcome = self._pump()
-        self.is_plain = outcome is Outcome.WAIT and not (self.is_blocked or self.hup or self.is_bulk)
-        return outcome
-
-    def _pump(self) -> Outcome:
         left = _TURN
         while True:
-            if self.is_blocked and (outcome := self._flush()) is not None:
+            if (self._pending is not None or self._piped) and (outcome := self._flush()) is not None:
+                self.is_plain = False
                 return outcome
             if self._ended:
                 return self._pass_on_the_end()
             if not self.readable:
-                self._release()
-                return Outcome.WAIT
+                if self._pipe is not None:
+                    self._release()
+                self.is_plain = not (self.hup or self.is_bulk)
+                return WAIT
             if left <= 0:
+                self.is_plain = False
                 return Outcome.AGAIN
             try:
-                left -= self._splice() if self.is_bulk else self._read()
+                left -= self._splice() if self.is_bulk else self._read_and_write()
             except BlockingIOError:
                 self.readable = False
+            except _SinkLostError:
+                return Outcome.SINK_LOST
             except OSError:
                 return Outcome.SOURCE_LOST
 
@@ -255,22 +255,31 @@ class Direction:
         self.is_bulk = amount >= _BULK
         return amount
 
-    def _read(self) -> int:
-        """Read once; return how many bytes now wait for the sink. Raises OSError as reading does."""
-        data = os.read(self.source, BUFFER_BYTES)
-        self._after_read(data, 0)
-        return len(data)
+    def _read_and_write(self) -> int:
+        """Read once and give that to the sink; return how many bytes. What the sink does not take now is pending.
 
-    def _after_read(self, data: bytes, sent: int) -> None:
-        """Take over what was read, of which the sink took ``sent`` bytes, and judge whether there is more."""
+        Raises OSError as reading does, _SinkLostError when writing failed otherwise than for want of room.
+        """
+        data = os.read(self.source, BUFFER_BYTES)
         amount = len(data)
-        if sent < amount:
-            self._pending = memoryview(data)[sent:] if sent else data
         if not amount:
             self._ended = True
-        elif amount == BUFFER_BYTES:
+            return 0
+        try:
+            sent = os.write(self.sink, data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise _SinkLostError from error
+        self.moved += sent
+        self._cells[self._counter] += sent
+        if sent < amount:
+            self._pending = memoryview(data)[sent:] if sent else data
+        if amount == BUFFER_BYTES:
             self.readable = True
             self.is_bulk = self._conduit.splice
         else:
-            # As above: less than asked for means dry, unless the end is behind it.
+            # epoll(7): less than asked for means that the source is dry, and more makes a new edge; unless the end is
+            # behind it.
             self.readable = self.hup
+        return amount

@@ -6,7 +6,6 @@ directions until both have ended. It owns both sockets from the moment it has th
 
 from __future__ import annotations
 
-import enum
 import errno
 import logging
 import os
@@ -48,7 +47,7 @@ from rpxy_l4.verdict import Match, NeedMore, NoMatch, Transport
 from rpxy_l4.workers import poller
 from rpxy_l4.workers.access_log import describe, endpoint
 from rpxy_l4.workers.context import Context, Generation, Half, observe
-from rpxy_l4.workers.relay import Direction, Outcome
+from rpxy_l4.workers.relay import WAIT, Direction, Outcome
 
 EVENTS: Final = logging.getLogger(__name__)
 
@@ -58,6 +57,8 @@ _DESCRIPTORS: Final = 2
 """Of a session: the client's socket and the target's."""
 _CUT_SECONDS: Final = 30.0
 """How long one end may take to read what the other had sent before it was reset."""
+_OPENED: Final = int(Cell.TCP_OPENED)
+_ENDED: Final = int(Cell.TCP_CLOSED)
 _CONNECTED: Final = T_CONNECTS + CONNECT_INDEX[ConnectResult.OK]
 _NO_CANDIDATES: Final[Iterator[tuple[Target, str]]] = iter(())
 _PAUSE: Final = 0.5
@@ -135,7 +136,7 @@ class TcpListener:
             os.close(client)
             return
         half = generation.tcp
-        context.row[Cell.TCP_OPENED] += 1
+        context.row[_OPENED] += 1
         context.demand += _DESCRIPTORS
         session = TcpSession(context, self, generation, half, client, address[:2])
         self._sessions.add(session)
@@ -152,7 +153,7 @@ class TcpListener:
     def end_session(self, session: TcpSession) -> None:
         """Forget a session that has closed its sockets."""
         self._sessions.discard(session)
-        self._context.row[Cell.TCP_CLOSED] += 1
+        self._context.row[_ENDED] += 1
         self._context.demand -= _DESCRIPTORS
 
     def _out_of_resources(self, error: OSError) -> None:
@@ -170,12 +171,12 @@ class TcpListener:
             self._context.loop.call_later(_PAUSE, self.resume)
 
 
-class _Stage(enum.IntEnum):
-    HEADER = 0
-    DETECT = 1
-    CONNECT = 2
-    RELAY = 3
-    CLOSED = 4
+# Stages of a session's life. Plain numbers, because finding a member of an enumeration costs as much as a call.
+_HEADER: Final = 0
+_DETECT: Final = 1
+_CONNECT: Final = 2
+_RELAY: Final = 3
+_CLOSED: Final = 4
 
 
 class TcpSession:
@@ -234,7 +235,7 @@ class TcpSession:
         self._source = address
         """Who the client is: ``_remote``, or what a trusted PROXY header says."""
         self._destination: tuple[str, int] | None = None
-        self._stage = _Stage.DETECT
+        self._stage = _DETECT
         self._buffer: bytearray | bytes = b""
         self._header_bytes = 1
         """Below this many bytes the PROXY header cannot be judged."""
@@ -266,7 +267,7 @@ class TcpSession:
             if not _is_trusted(self._remote[0], snapshot.trusted_proxies):
                 self.refuse(Rejection.ACL)
                 return
-            self._stage = _Stage.HEADER
+            self._stage = _HEADER
         elif not self._half.wanted:
             self._decide(None, Detected.SKIPPED)
             return
@@ -285,11 +286,11 @@ class TcpSession:
     def on_event(self, descriptor: int, mask: int) -> None:
         """Handle readiness of the client's or the target's socket, before bytes are relayed."""
         if descriptor != self._client:
-            if self._stage is _Stage.CONNECT and mask & poller.WRITABLE:
+            if self._stage == _CONNECT and mask & poller.WRITABLE:
                 self._on_connected(mask)
             return
         self._client_mask |= mask
-        if self._stage is _Stage.CONNECT:
+        if self._stage == _CONNECT:
             if mask & poller.BROKEN:
                 self.refuse(Rejection.CLIENT_GONE)
         elif mask & poller.READABLE:
@@ -298,17 +299,18 @@ class TcpSession:
     def on_deadline(self) -> None:
         """Give up waiting for the client's first bytes, for the target, or for the rest of a cut-off stream."""
         self._wait = 0.0
-        match self._stage:
-            case _Stage.HEADER:
-                self._count_header(accepted=False)
-                self.refuse(Rejection.PROXY_HEADER)
-            case _Stage.DETECT:
-                self._decide(None, Detected.TIMEOUT)
-            case _Stage.CONNECT:
-                self._attempt_failed(errno.ETIMEDOUT)
-            case _Stage.RELAY if self._lost is not None:
+        stage = self._stage
+        if stage == _HEADER:
+            self._count_header(accepted=False)
+            self.refuse(Rejection.PROXY_HEADER)
+        elif stage == _DETECT:
+            self._decide(None, Detected.TIMEOUT)
+        elif stage == _CONNECT:
+            self._attempt_failed(errno.ETIMEDOUT)
+        elif stage == _RELAY:
+            if self._lost is not None:
                 self._finish(self._lost)
-            case _Stage.RELAY:
+            else:
                 # Most sessions end before: only those that last are worth the system calls.
                 stream.keep_alive(self._socket)
 
@@ -316,14 +318,14 @@ class TcpSession:
         """Go on relaying."""
         self._again = False
         for direction in (self._up, self._down):
-            if direction is not None and direction.readable and not direction.done and self._stage is _Stage.RELAY:
+            if direction is not None and direction.readable and not direction.done and self._stage == _RELAY:
                 self.on_outcome(direction, direction.pump())
 
     def abandon(self) -> None:
         """Close after a fault in this program."""
-        if self._stage is _Stage.CLOSED:
+        if self._stage == _CLOSED:
             return
-        if self._stage is _Stage.RELAY:
+        if self._stage == _RELAY:
             self._finish(Reason.INTERNAL)
         else:
             self.refuse(Rejection.RESOURCES)
@@ -332,7 +334,7 @@ class TcpSession:
 
     def _read(self) -> None:
         """Read what the client sent so far, and decide if that is enough."""
-        while self._stage <= _Stage.DETECT:
+        while self._stage <= _DETECT:
             try:
                 data = os.read(self._client, _READ_BYTES)
             except BlockingIOError:
@@ -345,9 +347,9 @@ class TcpSession:
             if len(data) < _READ_BYTES and not self._client_mask & poller.ENDED:
                 # epoll(7): less than asked for means that there is no more for now.
                 self._client_mask &= ~poller.DATA
-            if self._stage is _Stage.HEADER:
+            if self._stage == _HEADER:
                 self._take_header(not data)
-            if self._stage is _Stage.DETECT:
+            if self._stage == _DETECT:
                 self._try_detect(not data)
             if not self._client_mask & poller.READABLE:
                 return
@@ -368,7 +370,7 @@ class TcpSession:
         self._buffer = self._buffer[header.consumed :]
         self._source = header.source or self._remote
         self._destination = header.destination
-        self._stage = _Stage.DETECT
+        self._stage = _DETECT
 
     def _count_header(self, *, accepted: bool) -> None:
         self._half.cells[L_PROXY_HEADERS + (0 if accepted else 1)] += 1
@@ -404,7 +406,7 @@ class TcpSession:
             return
         self._route = route
         self._candidates = self._context.candidates(route, self._source)
-        self._stage = _Stage.CONNECT
+        self._stage = _CONNECT
         self._connect_next(Rejection.NO_TARGET)
 
     # Connecting
@@ -469,9 +471,8 @@ class TcpSession:
             return
         context, client, target = self._context, self._client, self._socket
         self._t_connected = context.poller.now
-        self._wait_for(stream.KEEPALIVE_SECONDS)
         self._candidates = _NO_CANDIDATES
-        self._stage = _Stage.RELAY
+        self._stage = _RELAY
         cells = self._open_target()
         cells[_CONNECTED] += 1
         observe(cells, T_CONNECT_HISTOGRAM, CONNECT_BUCKETS, self._t_connected - self._t_connect)
@@ -487,7 +488,7 @@ class TcpSession:
         up.hup = bool(self._client_mask & poller.ENDED)
         if first or up.readable:
             self.on_outcome(up, up.pump())
-        if mask & poller.READABLE and self._stage is _Stage.RELAY:
+        if mask & poller.READABLE and self._stage == _RELAY:
             self.on_readiness(down, mask)
 
     def _open_target(self) -> memoryview:
@@ -514,18 +515,18 @@ class TcpSession:
                 direction.hup = True
             if not direction.done:
                 self.on_outcome(direction, direction.pump())
-        if mask & poller.WRITABLE and self._stage is _Stage.RELAY and other.is_blocked:
+        if mask & poller.WRITABLE and self._stage == _RELAY and other.is_blocked:
             self.on_outcome(other, other.pump())
         # Reading would say so, but nothing is read: after an orderly end, or while the target does not take what the
         # client sent before it was reset. What a target sent before is still delivered: the client is there for it.
-        if mask & poller.RESET and self._stage is _Stage.RELAY:
+        if mask & poller.RESET and self._stage == _RELAY:
             upwards = direction is self._up
             if direction.done or (upwards and direction.is_blocked):
                 self._finish(Reason.CLIENT_RESET if upwards else Reason.TARGET_RESET)
 
     def on_outcome(self, direction: Direction, outcome: Outcome) -> None:
         """Go on as the last move demands."""
-        if outcome is Outcome.WAIT:
+        if outcome is WAIT:
             return
         if outcome is Outcome.AGAIN:
             if not self._again:
@@ -556,9 +557,9 @@ class TcpSession:
 
     def end(self) -> None:
         """Close now, because the worker stops."""
-        if self._stage is _Stage.RELAY:
+        if self._stage == _RELAY:
             self._finish(Reason.DRAIN)
-        elif self._stage is not _Stage.CLOSED:
+        elif self._stage != _CLOSED:
             self.refuse(Rejection.DRAINING)
 
     def refuse(self, rejection: Rejection) -> None:
@@ -603,8 +604,9 @@ class TcpSession:
         return describe(client, listener, Transport.TCP, self._detected, self._match, self._route)
 
     def _close(self) -> None:
-        self._stage = _Stage.CLOSED
-        self._wait_for(0.0)
+        self._stage = _CLOSED
+        if self._wait:
+            self._wait_for(0.0)
         for direction in (self._up, self._down):
             if direction is not None:
                 direction.forget()
