@@ -116,20 +116,21 @@ class UdpListener:
 
     def _deliver(self, messages: Sequence[Message]) -> None:
         """Give each flow what came for it, in order, and what came together together."""
-        flows = self.flows
-        flow: UdpFlow | None = None
+        flows, now = self.flows, self._context.poller.now
+        last: UdpFlow | None = None
         together: list[Message] = []
         for message in messages:
             reply = message[3]
             key = message[0] if reply is None else message[0] + reply[2]
-            owner = flows.get(key)
-            if owner is not flow or owner is None:
-                if flow is not None:
-                    flow.take(together)
-                flow, together = owner or self._open(key, message[0], reply), []
-            together.append(message)
-        if flow is not None:
-            flow.take(together)
+            flow = flows.get(key) or self._open(key, message[0], reply)
+            if flow is last and flow is not None:
+                together.append(message)
+                continue
+            if last is not None:
+                last.take(together, now)
+            last, together = flow, [message]
+        if last is not None:
+            last.take(together, now)
 
     def on_again(self) -> None:
         """Never asked for."""
@@ -181,6 +182,7 @@ class UdpFlow:
         "_context",
         "_datagrams_in",
         "_datagrams_out",
+        "_descriptor",
         "_detected",
         "_detector",
         "_generation",
@@ -225,6 +227,8 @@ class UdpFlow:
         self._to_client = Sender(listener.socket, client, reply)
         self._to_target: Sender | None = None
         self._socket: socket.SocketType | None = None
+        self._descriptor = -1
+        """Of that socket."""
         self._is_bulk = False
         """Much comes from the target: receive many datagrams at a time."""
         self._large = 0
@@ -250,17 +254,17 @@ class UdpFlow:
 
     # From the client
 
-    def take(self, messages: Sequence[Message]) -> None:
+    def take(self, messages: Sequence[Message], now: float) -> None:
         """Forward what the client sent, or hold it while the flow is undecided."""
+        self._last = now
         try:
-            self._last = self._context.poller.now
             if self._to_target is None:
                 self._detect(messages)
                 return
             if self._candidates:
                 self._hold(messages)
-            if len(messages) == 1 and messages[0][2] >= len(messages[0][1]):
-                self._forward_one(self._to_target, messages[0][1])
+            elif len(messages) == 1 and messages[0][2] >= len(messages[0][1]):
+                self._forward_one(messages[0][1])
                 return
             for burst in datagram.bursts(messages):
                 self._forward(self._to_target, burst)
@@ -354,6 +358,7 @@ class UdpFlow:
             if self._cells is not None:
                 self._cells[T_CLOSED + REASON_INDEX[Reason.CONNECT_REFUSED]] += 1
             self._socket, self._target, self._address = fresh, target, address
+            self._descriptor = fresh.fileno()
             self._cells = context.target_cells(target)
             self._cells[T_OPENED] += 1
             self._bytes_in = self._datagrams_in = 0
@@ -375,18 +380,18 @@ class UdpFlow:
             EVENTS.warning("target %s (%s) refuses datagrams", self._target.text, self._address)
         return bool(self._candidates) and self._open_target()
 
-    def _forward_one(self, sender: Sender, data: memoryview) -> None:
-        """Do as ``_forward``, with less ado for what is by far the most frequent."""
+    def _forward_one(self, data: memoryview) -> None:
+        """Do as ``_forward``, with less ado for what is by far the most frequent: one datagram, and no other target."""
         try:
-            sender.send(data)
-        except OSError as error:
-            if error.errno != errno.ECONNREFUSED:
-                self._drop(_drop_of(error), 1)
-            elif not self._target_refuses():
+            os.write(self._descriptor, data)
+        except ConnectionRefusedError:
+            if not self._target_refuses() and self._to_target is not None:
                 # That was the answer to an earlier datagram, which is lost; this one was not sent yet (udp(7)).
-                self._forward(sender, ([data], len(data), len(data), 1))
-            return
-        self._count_in(len(data), 1)
+                self._forward(self._to_target, ([data], len(data), len(data), 1))
+        except OSError as error:
+            self._drop(_drop_of(error), 1)
+        else:
+            self._count_in(len(data), 1)
 
     def _forward(self, sender: Sender, burst: Burst) -> None:
         """Send to the target and count."""

@@ -80,7 +80,7 @@ def bursts(messages: Iterable[Message]) -> Iterator[Burst]:
         number = count(length, segment)
         # Only the last datagram of a burst may be shorter than the others, and none may be empty.
         fits = pieces and 0 < segment <= size <= _MOST_JOINED and total % size == 0 and (segment == size or number == 1)
-        if not (fits and length and total + length <= _MOST_BYTES and parts + number <= _MOST_SEGMENTS):
+        if not (fits and total + length <= _MOST_BYTES and parts + number <= _MOST_SEGMENTS):
             if pieces:
                 yield pieces, total, size, parts
             pieces, total, size, parts = [], 0, segment, 0
