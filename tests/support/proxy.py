@@ -93,6 +93,7 @@ class Proxy:
         config: str,
         *,
         arguments: Sequence[str] = (),
+        launcher: Sequence[str] = (),
         max_files: tuple[int, int] | None = None,
         port: int | None = None,
         netns: str | None = None,
@@ -102,6 +103,7 @@ class Proxy:
     ) -> None:
         """Keys that ``config`` does not set get values that suit a test: a free port on 127.0.0.1, two workers.
 
+        ``launcher`` is a command that starts the one behind it, in some other surroundings.
         ``as_it_stands`` adds none; the admin process is then expected where it is by default.
         ``max_files`` is the soft and the hard limit to start with. Without ``reads_access_log`` nobody reads standard
         output before the end. ``environment`` is added to that of the tests.
@@ -113,6 +115,7 @@ class Proxy:
         self._as_it_stands = as_it_stands
         self.path = folder / "config.toml"
         self._arguments = arguments
+        self._launcher = launcher
         self._max_files = max_files
         self._netns = netns
         self._environment = {**os.environ, **(environment or {})}
@@ -152,7 +155,7 @@ class Proxy:
 
     def start(self) -> None:
         """Start it, without waiting."""
-        command = [sys.executable, "-m", "rpxy_l4", "--config", str(self.path), *self._arguments]
+        command = [*self._launcher, sys.executable, "-m", "rpxy_l4", "--config", str(self.path), *self._arguments]
         if self._netns is not None:
             command = ["ip", "netns", "exec", self._netns, *command]
         limit = self._max_files
