@@ -19,7 +19,7 @@ from typing import Final
 
 from bench import proc
 from bench.cache import CACHE, PROGRAMS
-from bench.load import pinned
+from bench.load import build, pinned
 from bench.workloads import NAME, Workload
 
 TEMPLATES: Final = Path(__file__).parent / "contestants"
@@ -29,6 +29,7 @@ _START: Final = 10.0
 _STOP: Final = 3.0
 _TICK: Final = 0.02
 _ELF: Final = b"\x7fELF"
+_ARGUMENTS: Final = ".args"
 
 
 class ContestantError(Exception):
@@ -50,13 +51,16 @@ class Contestant:
     environment: tuple[tuple[str, str], ...] = ()
     most_sessions: int = 1 << 30
     most_workers: int = 1 << 30
+    holds_idle: bool = True
+    """It takes part where the memory for idle sessions is measured."""
     binary: bool = False
     """Only a compiled program will do: a script of the same name is something else."""
 
     def template(self, workload: Workload) -> Path | None:
         """Return the configuration for a workload; None when it cannot do that.
 
-        One called ``bulk`` is for TCP in bulk, where a proxy has to be set up in another way to be at its best.
+        One called ``bulk`` is for TCP in bulk, where a proxy has to be set up in another way to be at its best. One
+        that ends in ``.args`` holds further arguments.
         """
         jobs = ("bulk", "tcp") if workload.job == "tcp" and workload.unit == "GB" else (workload.job,)
         return next((path for job in jobs for path in TEMPLATES.glob(f"{self.name}/{job}.*")), None)
@@ -67,8 +71,12 @@ class Contestant:
             self.template(workload) is not None
             and workload.load.sessions <= self.most_sessions
             and workload.workers <= self.most_workers
+            and (self.holds_idle or not workload.is_memory)
         )
 
+
+FLOOR: Final = "floor"
+"""Nobody's proxy: the system calls of ours, made by a loop in C that is compiled at its first use."""
 
 ALL: Final = (
     Contestant("ours", "rpxy-l4", ("python",), ("-m", "rpxy_l4", "--config", "{config}"), ("-m", "rpxy_l4", "-V")),
@@ -108,6 +116,7 @@ ALL: Final = (
         ("version",),
         environment=(("GOMAXPROCS", "{workers}"),),
     ),
+    Contestant(FLOOR, "C loop", (), (), ("--version",), most_workers=1, holds_idle=False),
 )
 DIRECT: Final = "none"
 """No proxy at all: the ceiling."""
@@ -127,11 +136,16 @@ class Running:
 
 
 def find(contestant: Contestant, named: Mapping[str, str]) -> Path | None:
-    """Return its program: the one that was named, or one in the cache or on PATH; None where there is none."""
+    """Return its program: the one that was named, or one in the cache or on PATH; None where there is none.
+
+    Raises LoadError when the loop in C does not compile.
+    """
     if contestant.name in named:
         return Path(named[contestant.name])
     if contestant.name == "ours":
         return Path(sys.executable)
+    if contestant.name == FLOOR:
+        return None if shutil.which("cc") is None else build("relay")
     path = os.pathsep.join([str(PROGRAMS), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
     for program in contestant.programs:
         found = shutil.which(program, path=path)
@@ -198,8 +212,11 @@ def running(
             "folder": folder,
             "config": config,
         }
-        config.write_text(render(template.read_text(), values))
+        text = render(template.read_text(), values)
+        config.write_text(text)
         command = [str(program), *(word.format_map(values) for word in contestant.arguments)]
+        if template.suffix == _ARGUMENTS:
+            command += text.split()
         environment = {key: word.format_map(values) for key, word in contestant.environment}
         complaints = folder / "stderr"
         with complaints.open("wb") as stderr:

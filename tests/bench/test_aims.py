@@ -4,6 +4,7 @@ import pytest
 
 from bench import workloads
 from bench.aims import CPU_AIMS, judge
+from bench.contestants import FLOOR
 from bench.measure import Entry
 from tests.bench.material import document, measured, sample
 
@@ -20,6 +21,19 @@ def test_cpu_is_compared_with_the_best_of_the_peers() -> None:
     assert verdict.value == pytest.approx(1.2)
     assert verdict.limit == 1.05
     assert not verdict.met
+
+
+def test_no_aim_is_measured_against_the_floor() -> None:
+    dear, cheap = Entry([sample()], [sample()], [1000.0]), Entry([sample(cpu=1e-6)], [sample(p99=1.0)], [1.0])
+    without = {"ours": dear, "nginx": dear, "rust": dear}
+
+    with_it, as_before = (
+        judge(document(*(measured(each.name, each.unit, **entries) for each in workloads.ALL)))
+        for entries in ({**without, FLOOR: cheap}, without)
+    )
+
+    assert as_before
+    assert with_it == as_before
 
 
 def test_latency_is_compared_at_the_fixed_rate() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import contestants, workloads
-from bench.contestants import Contestant, find, render, version_in
+from bench.contestants import FLOOR, Contestant, find, render, version_in
 from rpxy_l4.config.parse import parse
 
 VALUES = {
@@ -56,6 +56,12 @@ def test_a_proxy_that_asks_select_is_spared_many_sessions_and_a_second_worker() 
     assert BY_NAME["sslh"].supports(WORKLOADS["tcp-kept"])
     assert not BY_NAME["sslh"].supports(WORKLOADS["tcp-sessions-1000"])
     assert not BY_NAME["sslh"].supports(replace(WORKLOADS["tcp-kept"], workers=2))
+
+
+def test_the_floor_takes_part_in_what_needs_no_recognising_and_no_second_worker() -> None:
+    left_out = [each.name for each in workloads.ALL if not BY_NAME[FLOOR].supports(each)]
+
+    assert left_out == ["tls-new", "quic-new", "tcp-idle", "udp-idle", "tcp-sessions-1000-workers-2"]
 
 
 def test_bulk_has_a_template_of_its_own_where_that_is_faster() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bench import workloads
-from bench.contestants import DIRECT
+from bench.contestants import DIRECT, FLOOR
 from bench.load import Result
 from bench.measure import Entry, Settings, half_rate, units
 from bench.workloads import Workload
@@ -30,7 +30,7 @@ def test_all_else_is_counted_in_requests() -> None:
 
 
 def test_the_fixed_rate_is_half_of_what_the_slowest_proxy_can_do() -> None:
-    entries = {"ours": entry(900.0), "nginx": entry(300.0, 400.0, 500.0), DIRECT: entry(100.0)}
+    entries = {"ours": entry(900.0), "nginx": entry(300.0, 400.0, 500.0), DIRECT: entry(100.0), FLOOR: entry(90.0)}
 
     assert half_rate(WORKLOADS["tcp-new"], entries) == 200.0
 
