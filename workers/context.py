@@ -23,7 +23,7 @@ from rpxy_l4.metrics.layout import (
     target_offset,
 )
 from rpxy_l4.metrics.slab import Slab
-from rpxy_l4.net.inbox import Inbox
+from rpxy_l4.net.inbox import BulkInbox, Inbox
 from rpxy_l4.net.stream import PipePool
 from rpxy_l4.router import Router
 from rpxy_l4.snapshot import Route, Side, Snapshot, Target
@@ -173,6 +173,7 @@ class Context:
         self.alarm = Alarm(loop, self.poller)
         self.conduit = Conduit(PipePool(_IDLE_PIPES))
         self.inbox = Inbox()
+        self.bulk_inbox = BulkInbox()
         self.log = log
         self.random = random.Random()  # noqa: S311  a choice of targets is no secret
         self.addresses: Resolved = {}

@@ -38,8 +38,10 @@ from rpxy_l4.metrics.layout import (
 )
 from rpxy_l4.net import datagram
 from rpxy_l4.net.ancillary import Ancillary
-from rpxy_l4.net.datagram import Address, Burst, Sender
-from rpxy_l4.net.inbox import DATAGRAM_BYTES, MOST, Message, address_of
+from rpxy_l4.net.burst import Burst, Message, bursts, split
+from rpxy_l4.net.datagram import Address, Sender
+from rpxy_l4.net.inbox import address_of
+from rpxy_l4.net.mmsg import DATAGRAM_BYTES, MOST
 from rpxy_l4.snapshot import Bind, Route, Target
 from rpxy_l4.verdict import Match, NeedMore, Transport
 from rpxy_l4.workers import poller
@@ -50,7 +52,6 @@ EVENTS: Final = logging.getLogger(__name__)
 
 _ROUNDS: Final = 4
 """Batches of datagrams from one socket before others have their turn."""
-_BULK_BATCH: Final = 16
 _LARGE: Final = 1000
 _BECOMES_BULK: Final = 8
 """After so many datagrams in a row of at least ``_LARGE`` bytes, those from the target are received many at a time."""
@@ -174,6 +175,7 @@ class UdpFlow:
 
     __slots__ = (
         "_address",
+        "_bulk",
         "_bytes_in",
         "_bytes_out",
         "_candidates",
@@ -189,7 +191,6 @@ class UdpFlow:
         "_half",
         "_held",
         "_idle",
-        "_is_bulk",
         "_is_closed",
         "_is_watched",
         "_key",
@@ -229,8 +230,8 @@ class UdpFlow:
         self._socket: socket.SocketType | None = None
         self._descriptor = -1
         """Of that socket."""
-        self._is_bulk = False
-        """Much comes from the target: receive many datagrams at a time."""
+        self._bulk = 0
+        """How long messages from the target probably are, where there are many; 0: receive one at a time."""
         self._large = 0
         """Large datagrams in a row from the target."""
         self._detector: UdpDetector | None = None
@@ -266,8 +267,8 @@ class UdpFlow:
             elif len(messages) == 1 and messages[0][2] >= len(messages[0][1]):
                 self._forward_one(messages[0][1])
                 return
-            for burst in datagram.bursts(messages):
-                self._forward(self._to_target, burst)
+            for joined in bursts(messages):
+                self._forward(self._to_target, joined)
         except Exception:  # noqa: BLE001  the loop's edge: a fault in one flow must not end the others
             EVENTS.exception("fault while serving a flow; it was closed")
             self.abandon()
@@ -276,7 +277,7 @@ class UdpFlow:
         """Take a route, if what was received so far is enough to decide; hold all of it until then."""
         first, known = not self._held, len(self._held)
         for _, data, segment, _ in messages:
-            self._held.extend(bytes(part) for part in datagram.split(data, segment))
+            self._held.extend(bytes(part) for part in split(data, segment))
         if not self._half.wanted:
             self._decide(None, Detected.SKIPPED)
             return
@@ -296,7 +297,7 @@ class UdpFlow:
     def _hold(self, messages: Sequence[Message]) -> None:
         """Keep what would have to be sent again to another target, or stop keeping when it becomes too much."""
         for _, data, segment, _ in messages:
-            self._held.extend(bytes(part) for part in datagram.split(data, segment))
+            self._held.extend(bytes(part) for part in split(data, segment))
         if sum(map(len, self._held)) > _MAX_HELD:
             self._settle()
 
@@ -354,7 +355,7 @@ class UdpFlow:
                     return False
                 continue
             self._drop_socket()
-            self._is_bulk, self._large = False, 0
+            self._bulk = self._large = 0
             if self._cells is not None:
                 self._cells[T_CLOSED + REASON_INDEX[Reason.CONNECT_REFUSED]] += 1
             self._socket, self._target, self._address = fresh, target, address
@@ -420,7 +421,7 @@ class UdpFlow:
 
     def on_event(self, descriptor: int, mask: int) -> None:  # noqa: ARG002  all that can be ready is a datagram
         """Forward what the target sent; what is left makes another event."""
-        if self._is_bulk:
+        if self._bulk:
             self._forward_bulk()
             return
         try:
@@ -436,7 +437,7 @@ class UdpFlow:
         else:
             self._large += 1
             if self._large == _BECOMES_BULK and self._socket is not None:
-                self._is_bulk = True
+                self._bulk = amount
                 datagram.coalesce(self._socket)
         self._answered()
         try:
@@ -451,21 +452,21 @@ class UdpFlow:
             if self._socket is None:
                 return
             try:
-                messages = self._context.inbox.receive(self._socket, _BULK_BATCH)
+                received, self._bulk, more = self._context.bulk_inbox.receive(self._socket, self._bulk)
             except BlockingIOError:
                 return
             except OSError:  # as above
                 self._target_refuses()
                 return
             self._answered()
-            for burst in datagram.bursts(messages):
+            for burst in received:
                 try:
                     self._to_client.send_burst(burst)
                 except OSError as error:
                     self._drop(_drop_of(error), burst[3])
                 else:
                     self._count_out(burst[1], burst[3])
-            if len(messages) < _BULK_BATCH:
+            if not more:
                 return
 
     def _answered(self) -> None:

@@ -1,4 +1,4 @@
-"""UDP sockets towards targets, and bursts: datagrams of one length that go through the kernel together.
+"""UDP sockets towards targets, and sending bursts.
 
 With ``UDP_SEGMENT`` the kernel takes several datagrams as one buffer and cuts it (udp(7),
 Documentation/networking/segmentation-offloads.rst).
@@ -10,25 +10,14 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import Iterable, Iterator
 from typing import Final
 
 from rpxy_l4.net.ancillary import SOL_UDP, UDP_GRO, UDP_SEGMENT, Ancillary
-from rpxy_l4.net.inbox import Message
+from rpxy_l4.net.burst import Burst, split
 
 Address = tuple[str, int] | tuple[str, int, int, int]
 
-Burst = tuple[list[memoryview], int, int, int]
-"""Pieces that belong together, their length in all, the length of each datagram but the last, and how many they are."""
-
 _SEGMENT: Final = struct.Struct("=H")
-# What the kernel takes in one call: UDP_MAX_SEGMENTS of include/linux/udp.h when it was smallest, and what fits in an
-# IPv4 packet.
-_MOST_SEGMENTS: Final = 64
-_MOST_BYTES: Final = 65_507
-# Longer datagrams mostly have to be fragmented, which the kernel does not do to those of a burst.
-_MOST_JOINED: Final = 1500
-
 # The kernel or the device cannot segment here (no checksum offload, an old virtio): plain sends work.
 _CANNOT_SEGMENT: Final = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP})
 
@@ -55,40 +44,6 @@ def coalesce(sock: socket.SocketType) -> None:
     """Let the kernel hand over datagrams that arrive together as one message, if it can."""
     with contextlib.suppress(OSError):  # kernels before 5.0, some sandboxes: one datagram at a time
         sock.setsockopt(SOL_UDP, UDP_GRO, 1)
-
-
-def split(data: memoryview, segment: int) -> Iterator[memoryview]:
-    """Yield the datagrams of a message; an empty datagram is one datagram."""
-    if not data:
-        yield data
-        return
-    for start in range(0, len(data), segment):
-        yield data[start : start + segment]
-
-
-def count(amount: int, segment: int) -> int:
-    """Return how many datagrams a message of ``amount`` bytes is."""
-    return 1 if amount <= segment else -(-amount // segment)
-
-
-def bursts(messages: Iterable[Message]) -> Iterator[Burst]:
-    """Join messages of one flow into bursts that can be sent in one call each, in their order."""
-    pieces: list[memoryview] = []
-    total = size = parts = 0
-    for _, data, segment, _ in messages:
-        length = len(data)
-        number = count(length, segment)
-        # Only the last datagram of a burst may be shorter than the others, and none may be empty.
-        fits = pieces and 0 < segment <= size <= _MOST_JOINED and total % size == 0 and (segment == size or number == 1)
-        if not (fits and total + length <= _MOST_BYTES and parts + number <= _MOST_SEGMENTS):
-            if pieces:
-                yield pieces, total, size, parts
-            pieces, total, size, parts = [], 0, segment, 0
-        pieces.append(data)
-        total += length
-        parts += number
-    if pieces:
-        yield pieces, total, size, parts
 
 
 class Sender:

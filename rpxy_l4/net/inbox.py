@@ -1,53 +1,33 @@
-"""Datagrams, received many at a time.
+"""Datagrams, received many at a time: from many senders, or in bulk from one.
 
-``recvmmsg(2)`` fills what it is given: for each message a ``struct mmsghdr``, which points to room for the sender's
-address, for the data and for control messages. They are laid out once, in memory that stays; a call then costs the
-same for one datagram as for many. Where there is no such call, ``recvmsg(2)`` does the same one by one.
+Memory stays laid out for ``recvmmsg(2)``, so that a call costs the same for one datagram as for many. Where there is no
+such call, ``recvmsg(2)`` does the same one by one.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import logging
 import socket
 import struct
 import sys
 from typing import Final
 
-from rpxy_l4.net import libc
-from rpxy_l4.net.ancillary import ANCILLARY_BYTES, Ancillary, AncillaryReader
-
-EVENTS: Final = logging.getLogger(__name__)
-
-MOST: Final = 64
-"""Messages of one call."""
-DATAGRAM_BYTES: Final = 65_535
-
-Message = tuple[bytes, memoryview, int, Ancillary | None]
-"""A datagram, or several of one length from one sender that the kernel joined.
-
-The sender, as the kernel writes it, for :func:`address_of`; the data, valid until the next call; the length of each
-datagram but the last; what makes an answer leave from the address that this was sent to, None unless the socket asks
-for it.
-"""
+from rpxy_l4.net.ancillary import ANCILLARY_BYTES, AncillaryReader
+from rpxy_l4.net.burst import Burst, Message, bursts, cut
+from rpxy_l4.net.mmsg import DATAGRAM_BYTES, MOST, NAME_BYTES, Headers, NotHereError, address_of_room, room
 
 # struct sockaddr_in without its padding, and sockaddr_in6 (ip(7), ipv6(7)).
 _IPV4: Final = struct.Struct("=H2s4s")
 _IPV6: Final = struct.Struct("=H2sI16sI")
 _IPV4_WHOLE: Final = struct.Struct(f"{_IPV4.size}s")
 _IPV6_WHOLE: Final = struct.Struct(f"{_IPV6.size}s")
-_NAME_BYTES: Final = 32
 _FAMILY_BYTE: Final = 0 if sys.byteorder == "little" else 1
-# struct mmsghdr where pointers have 64 bits: name, its length, vector, its length, control, its length, flags, and
-# then the number of bytes received.
-_HEADER: Final = struct.Struct("=QI4xQQQQi4xI4x")
-_VECTOR: Final = struct.Struct("=QQ")
-_CONTROL_LENGTH: Final = 5  # of 8 words of 64 bits
-_LENGTH: Final = 14  # of 16 words of 32 bits
 # Not a multiple of a page: else the beginnings of all messages would share a few lines of the processor's cache.
 _STRIDE: Final = DATAGRAM_BYTES + 1 + 192
-_NOT_HERE: Final = frozenset({errno.ENOSYS, errno.EPERM, errno.EACCES})
+# What a processor's cache holds besides other things.
+_BULK_BYTES: Final = 1 << 19
+_MOST_LAYOUTS: Final = 64
+# A guess below this is no bulk.
+_LEAST: Final = 512
 
 
 def address_of(name: bytes) -> tuple[str, int] | tuple[str, int, int, int]:
@@ -68,37 +48,16 @@ def _name_of(address: tuple[str, int] | tuple[str, int, int, int]) -> bytes:
 
 
 class Inbox:
-    """Room for one batch of messages; one serves all sockets of a worker in turn."""
+    """Room for one batch of messages from anybody; one serves all sockets of a worker in turn."""
 
     def __init__(self) -> None:
         """Lay out the memory. Pages that no datagram ever reaches are never touched and cost nothing."""
         self._reader = AncillaryReader()
-        self._many = struct.calcsize("P") == struct.calcsize("Q")  # the layout above
+        self._many = True
         self._data = memoryview(bytearray(MOST * _STRIDE))
-        self._names = bytearray(MOST * _NAME_BYTES)
-        self._control = bytearray(MOST * ANCILLARY_BYTES)
-        self._vectors = bytearray(MOST * _VECTOR.size)
-        self._headers = bytearray(MOST * _HEADER.size)
-        data, names = _address(self._data), _address(self._names)
-        control, vectors = _address(self._control), _address(self._vectors)
-        self._address = _address(self._headers)
-        for index in range(MOST):
-            _VECTOR.pack_into(self._vectors, index * _VECTOR.size, data + index * _STRIDE, DATAGRAM_BYTES)
-            _HEADER.pack_into(
-                self._headers,
-                index * _HEADER.size,
-                names + index * _NAME_BYTES,
-                _NAME_BYTES,
-                vectors + index * _VECTOR.size,
-                1,
-                control + index * ANCILLARY_BYTES,
-                ANCILLARY_BYTES,
-                0,
-                0,
-            )
-        self._fresh = bytes(self._headers)
-        self._lengths = memoryview(self._headers).cast("I")
-        self._controls = memoryview(self._headers).cast("Q")
+        self._headers = Headers(1, names=True)
+        first = address_of_room(self._data)
+        self._headers.lay_out(b"".join(room(first + index * _STRIDE, DATAGRAM_BYTES) for index in range(MOST)))
 
     def receive(self, sock: socket.SocketType, most: int = MOST) -> list[Message]:
         """Return what is there, at most ``most`` messages, without waiting.
@@ -108,28 +67,22 @@ class Inbox:
         if not self._many:
             return [self._one(sock)]
         try:
-            number = libc.recvmmsg(sock.fileno(), self._address, most)
-        except OSError as error:
-            if error.errno not in _NOT_HERE:
-                raise
-            EVENTS.warning("recvmmsg is not possible here (%s); datagrams are received one by one", error.strerror)
+            lengths, controls = self._headers.receive(sock, most)
+        except NotHereError:
             self._many = False
             return [self._one(sock)]
-        names, data, lengths, controls = self._names, self._data, self._lengths, self._controls
+        names, data = self._headers.names, self._data
         messages: list[Message] = []
-        for index in range(number):
-            length = lengths[16 * index + _LENGTH]
+        start = name = control = 0
+        for length, used in zip(lengths, controls, strict=True):
             segment, reply = length, None
-            if used := controls[8 * index + _CONTROL_LENGTH]:
-                control = index * ANCILLARY_BYTES
-                segment, reply = self._reader.read(bytes(self._control[control : control + used]), length)
-            name = index * _NAME_BYTES
+            if used:
+                segment, reply = self._reader.read(bytes(self._headers.control[control : control + used]), length)
             whole = _IPV4_WHOLE if names[name + _FAMILY_BYTE] == socket.AF_INET else _IPV6_WHOLE
-            start = index * _STRIDE
             messages.append((whole.unpack_from(names, name)[0], data[start : start + length], segment, reply))
-        # The kernel wrote how much of each room it used, where it looks for how much there is.
-        used = number * _HEADER.size
-        self._headers[:used] = self._fresh[:used]
+            start += _STRIDE
+            name += NAME_BYTES
+            control += ANCILLARY_BYTES
         return messages
 
     def _one(self, sock: socket.SocketType) -> Message:
@@ -138,5 +91,80 @@ class Inbox:
         return _name_of(sender), self._data[:amount], segment, reply
 
 
-def _address(room: bytearray | memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(room))
+class BulkInbox:
+    """Room for one batch of messages from one sender, who sends much and mostly in one size.
+
+    Messages of the expected size come to stand end to end, so that many of them are one piece to send on. What is
+    longer goes on in a room of its own.
+    """
+
+    def __init__(self) -> None:
+        """Lay out the memory, as :class:`Inbox` does."""
+        self._reader = AncillaryReader()
+        self._many = True
+        self._row = memoryview(bytearray(_BULK_BYTES))
+        self._rest = memoryview(bytearray(MOST * _STRIDE))
+        self._headers = Headers(2, names=False)
+        self._layouts: dict[int, bytes] = {}
+        self._size = 0
+
+    def receive(self, sock: socket.SocketType, size: int) -> tuple[list[Burst], int, bool]:
+        """Receive what is there, without waiting.
+
+        ``size`` is how long each message probably is; a wrong guess costs some copying. Returns what came as bursts,
+        valid until the next call, a better guess (never 0), and whether there may be more. Raises OSError as :class:`Inbox` does.
+        """
+        size = min(max(size, _LEAST), DATAGRAM_BYTES)
+        most = min(MOST, _BULK_BYTES // size)
+        if self._many:
+            if size != self._size:
+                self._headers.lay_out(self._layout(size))
+                self._size = size
+            try:
+                lengths, controls = self._headers.receive(sock, most)
+            except NotHereError:
+                self._many = False
+            else:
+                return self._bursts(lengths, controls), max(*lengths, _LEAST), len(lengths) == most
+        amount, ancillary, _, _ = sock.recvmsg_into([self._row[:DATAGRAM_BYTES]], ANCILLARY_BYTES)
+        segment, _ = self._reader.pick(ancillary, amount)
+        return list(bursts([(b"", self._row[:amount], segment, None)])), max(amount, _LEAST), True
+
+    def _bursts(self, lengths: list[int], controls: list[int]) -> list[Burst]:
+        number, size, control = len(lengths), self._size, self._headers.control
+        last = lengths[-1]
+        # All as expected, but the last one may be shorter: no gap between them.
+        if 0 < last <= size and lengths.count(size) == number - (last != size):
+            starts = range(0, number * ANCILLARY_BYTES, ANCILLARY_BYTES)
+            kinds = {bytes(control[start : start + used]) for start, used in zip(starts, controls, strict=True)}
+            if len(kinds) == 1:
+                segment, _ = self._reader.read(kinds.pop(), size)
+                if number == 1 or size % segment == 0:
+                    return cut(self._row[: (number - 1) * size + last], segment)
+        return list(
+            bursts(self._message(index, *each) for index, each in enumerate(zip(lengths, controls, strict=True)))
+        )
+
+    def _message(self, index: int, length: int, used: int) -> Message:
+        size, start = self._size, index * self._size
+        data = self._row[start : start + min(length, size)]
+        if length > size:
+            data = memoryview(bytes(data) + bytes(self._rest[index * _STRIDE :][: length - size]))
+        control = index * ANCILLARY_BYTES
+        segment, _ = self._reader.read(bytes(self._headers.control[control : control + used]), length)
+        return b"", data, segment, None
+
+    def _layout(self, size: int) -> bytes:
+        """Return the rooms for messages of ``size`` bytes, made once for each size."""
+        known = self._layouts.get(size)
+        if known is None:
+            if len(self._layouts) >= _MOST_LAYOUTS:
+                self._layouts.clear()
+            row, rest = address_of_room(self._row), address_of_room(self._rest)
+            # Those that no call uses, because the row is full, stand anywhere in it.
+            starts = [min(index * size, _BULK_BYTES - size) for index in range(MOST)]
+            known = self._layouts[size] = b"".join(
+                room(row + start, size) + room(rest + index * _STRIDE, DATAGRAM_BYTES)
+                for index, start in enumerate(starts)
+            )
+        return known

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpxy_l4.net import datagram
+from rpxy_l4.net import burst, datagram
+from rpxy_l4.net.burst import Message
 from rpxy_l4.net.datagram import Sender
-from rpxy_l4.net.inbox import Message
 
 
 @pytest.mark.parametrize(
     ("size", "segment", "expected"), [(0, 0, [0]), (5, 5, [5]), (10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 4, [3])]
 )
 def test_a_burst_is_split_into_its_datagrams(size: int, segment: int, expected: list[int]) -> None:
-    assert [len(part) for part in datagram.split(memoryview(bytes(size)), segment)] == expected
-    assert datagram.count(size, segment) == len(expected)
+    assert [len(part) for part in burst.split(memoryview(bytes(size)), segment)] == expected
+    assert burst.count(size, segment) == len(expected)
 
 
 def _bound(host: str, *options: tuple[int, int, int]) -> socket.socket:
@@ -72,7 +72,7 @@ def _messages(*sizes: int | tuple[int, int]) -> list[Message]:
 def test_datagrams_of_one_length_are_joined(
     sizes: tuple[int | tuple[int, int], ...], joined: list[tuple[int, int, int, int]]
 ) -> None:
-    found = [(len(pieces), *rest) for pieces, *rest in datagram.bursts(_messages(*sizes))]
+    found = [(len(pieces), *rest) for pieces, *rest in burst.bursts(_messages(*sizes))]
     assert found == joined
 
 
@@ -82,13 +82,13 @@ def test_joining_keeps_every_datagram_and_the_kernels_limits(sizes: list[tuple[i
         (b"", memoryview(bytes([number % 256]) * length), min(length, segment), None)
         for number, (length, segment) in enumerate(sizes)
     ]
-    sent = [bytes(part) for _, data, segment, _ in messages for part in datagram.split(data, segment)]
+    sent = [bytes(part) for _, data, segment, _ in messages for part in burst.split(data, segment)]
     got = []
-    for pieces, length, segment, parts in datagram.bursts(messages):
+    for pieces, length, segment, parts in burst.bursts(messages):
         whole = memoryview(b"".join(pieces))
         assert len(whole) == length
-        assert parts == datagram.count(length, segment) <= 64 or len(pieces) == 1
-        got += [bytes(part) for part in datagram.split(whole, segment)]
+        assert parts == burst.count(length, segment) <= 64 or len(pieces) == 1
+        got += [bytes(part) for part in burst.split(whole, segment)]
     assert got == sent
 
 

@@ -8,8 +8,10 @@ import pytest
 
 from rpxy_l4.net import datagram
 from rpxy_l4.net.ancillary import IP_PKTINFO, SOL_UDP, UDP_GRO
+from rpxy_l4.net.burst import Message
 from rpxy_l4.net.datagram import Sender
-from rpxy_l4.net.inbox import MOST, Inbox, Message, address_of
+from rpxy_l4.net.inbox import Inbox, address_of
+from rpxy_l4.net.mmsg import MOST
 from tests.support.ports import free_port
 
 IPV6_RECVPKTINFO = 49
