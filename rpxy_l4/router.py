@@ -23,12 +23,13 @@ _Key = tuple[Protocol | None, str | None, bytes | None]
 class Router:
     """The routes of one side of a listener, in a table: the cost does not grow with the number of routes."""
 
-    __slots__ = ("_default", "_routes", "_table")
+    __slots__ = ("_default", "_filters_alpn", "_routes", "_table")
 
     def __init__(self, side: Side) -> None:
         """Index the entries of the side."""
         self._routes = side.routes
         self._default = side.default
+        self._filters_alpn = any(route.alpn for route in side.routes)
         self._table: dict[_Key, int] = {}
         for index, route in enumerate(side.routes):
             for key in _keys(route):
@@ -41,12 +42,15 @@ class Router:
         """
         if match is None:
             return self._default
-        offered = [name.lower() for name in match.alpn]
-        for server_name in dict.fromkeys((match.server_name, None)):
-            found = [self._table.get((match.protocol, server_name, name)) for name in offered]
-            index = min((index for index in found if index is not None), default=None)
+        protocol = match.protocol
+        offered = [name.lower() for name in match.alpn] if self._filters_alpn else ()
+        for server_name in (match.server_name, None):
+            index = None
+            if offered:
+                found = [self._table.get((protocol, server_name, name)) for name in offered]
+                index = min((index for index in found if index is not None), default=None)
             if index is None:
-                index = self._table.get((match.protocol, server_name, None))
+                index = self._table.get((protocol, server_name, None))
             if index is not None:
                 return self._routes[index]
         return self._default

@@ -10,6 +10,9 @@ from typing import Final
 class Protocol(enum.StrEnum):
     """A protocol that an entry of the configuration can ask for. Each value is also a metric label."""
 
+    # That of the text, which is kept in it; an enumeration's own is computed, in Python, for each look into a dict.
+    __hash__ = str.__hash__
+
     HTTP = "http"
     TLS = "tls"
     SSH = "ssh"

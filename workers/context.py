@@ -11,9 +11,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
+from rpxy_l4 import verdict
 from rpxy_l4.balance import rank, rank_addresses
 from rpxy_l4.control import Resolved
 from rpxy_l4.detect.udp import preload
+from rpxy_l4.endings import Detected
 from rpxy_l4.metrics.layout import (
     LISTENER_CELLS,
     MICROSECONDS,
@@ -34,11 +36,15 @@ from rpxy_l4.workers.relay import Conduit
 
 EVENTS: Final = logging.getLogger(__name__)
 
-_IDLE_PIPES: Final = 16
+_IDLE_PIPES: Final = 64
 # For logs, the event loop, listening sockets, idle pipes, and whatever a library opens.
-_RESERVED_DESCRIPTORS: Final = 128
+_RESERVED_DESCRIPTORS: Final = 256
 # Detection and connect deadlines may pass this much later than asked for; fewer wake-ups in exchange.
 _GRANULARITY: Final = 0.05
+
+
+RECOGNISED: Final = {protocol: Detected(protocol.value) for protocol in verdict.Protocol}
+"""What detection says when it recognised a protocol."""
 
 
 class Waiting(Owner, Protocol):

@@ -46,7 +46,7 @@ from rpxy_l4.snapshot import Bind, Route, Target
 from rpxy_l4.verdict import Match, NeedMore, NoMatch, Transport
 from rpxy_l4.workers import poller
 from rpxy_l4.workers.access_log import describe, endpoint
-from rpxy_l4.workers.context import Context, Generation, Half, observe
+from rpxy_l4.workers.context import RECOGNISED, Context, Generation, Half, observe
 from rpxy_l4.workers.relay import WAIT, Direction, Outcome
 
 EVENTS: Final = logging.getLogger(__name__)
@@ -384,7 +384,7 @@ class TcpSession:
             self._detector = TcpDetector(self._half.wanted)
         verdict = self._detector.feed(self._buffer, eof)
         if isinstance(verdict, Match):
-            self._decide(verdict, Detected(verdict.protocol.value))
+            self._decide(verdict, RECOGNISED[verdict.protocol])
         elif not isinstance(verdict, NeedMore):
             self._decide(None, Detected.UNKNOWN)
 

@@ -46,7 +46,7 @@ from rpxy_l4.snapshot import Bind, Route, Target
 from rpxy_l4.verdict import Match, NeedMore, Transport
 from rpxy_l4.workers import poller
 from rpxy_l4.workers.access_log import describe, endpoint
-from rpxy_l4.workers.context import Context, Generation, Half, observe
+from rpxy_l4.workers.context import RECOGNISED, Context, Generation, Half, observe
 
 EVENTS: Final = logging.getLogger(__name__)
 
@@ -286,7 +286,7 @@ class UdpFlow:
         for part in self._held[known:]:
             verdict = self._detector.feed(part)
             if isinstance(verdict, Match):
-                self._decide(verdict, Detected(verdict.protocol.value))
+                self._decide(verdict, RECOGNISED[verdict.protocol])
                 return
             if not isinstance(verdict, NeedMore):
                 self._decide(None, Detected.UNKNOWN)

@@ -62,7 +62,10 @@ def bursts(messages: Iterable[Message]) -> Iterator[Burst]:
 
 def cut(row: memoryview, segment: int) -> list[Burst]:
     """Return datagrams of ``segment`` bytes that stand end to end, but for a shorter last one, as bursts."""
-    most = min(_MOST_SEGMENTS, _MOST_BYTES // segment) if segment <= _MOST_JOINED else 1
-    step = most * segment
+    step = segment
+    if segment <= _MOST_JOINED:
+        step *= min(_MOST_SEGMENTS, _MOST_BYTES // segment)
+    if len(row) <= step:
+        return [([row], len(row), segment, count(len(row), segment))]
     pieces = (row[start : start + step] for start in range(0, len(row), step))
     return [([piece], len(piece), segment, count(len(piece), segment)) for piece in pieces]

@@ -112,7 +112,8 @@ class BulkInbox:
         """Receive what is there, without waiting.
 
         ``size`` is how long each message probably is; a wrong guess costs some copying. Returns what came as bursts,
-        valid until the next call, a better guess (never 0), and whether there may be more. Raises OSError as :class:`Inbox` does.
+        valid until the next call, a better guess (never 0), and whether there may be more. Raises OSError as
+        :class:`Inbox` does.
         """
         size = min(max(size, _LEAST), DATAGRAM_BYTES)
         most = min(MOST, _BULK_BYTES // size)
@@ -135,12 +136,14 @@ class BulkInbox:
         last = lengths[-1]
         # All as expected, but the last one may be shorter: no gap between them.
         if 0 < last <= size and lengths.count(size) == number - (last != size):
+            whole = self._row[: (number - 1) * size + last]
+            if not any(controls):
+                return cut(whole, size)
             starts = range(0, number * ANCILLARY_BYTES, ANCILLARY_BYTES)
             kinds = {bytes(control[start : start + used]) for start, used in zip(starts, controls, strict=True)}
-            if len(kinds) == 1:
-                segment, _ = self._reader.read(kinds.pop(), size)
-                if number == 1 or size % segment == 0:
-                    return cut(self._row[: (number - 1) * size + last], segment)
+            segment, _ = self._reader.read(kinds.pop(), size)
+            if not kinds and (number == 1 or size % segment == 0):
+                return cut(whole, segment)
         return list(
             bursts(self._message(index, *each) for index, each in enumerate(zip(lengths, controls, strict=True)))
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Final
 
 from rpxy_l4.probes.client_hello import MAX_BODY, MIN_BODY, parse_client_hello
@@ -17,6 +18,9 @@ _MAJOR_VERSION: Final = 3
 _MAX_MINOR_VERSION: Final = 4
 _CLIENT_HELLO: Final = 1
 _HANDSHAKE_HEADER: Final = 4
+# Both headers: kind, version, length; then kind and length of the message, the latter in 8 and 16 bits.
+_WHOLE_HEADER: Final = struct.Struct(">BBBHHH")
+_HELLO_IN_RECORD: Final = (_HANDSHAKE, _MAJOR_VERSION, _CLIENT_HELLO)
 
 
 class TlsProbe:
@@ -39,6 +43,8 @@ class TlsProbe:
 
         Change-cipher-spec records between its pieces are skipped. NoMatch when records or the message are malformed.
         """
+        if not self._at and (verdict := _in_one_record(data)) is not None:
+            return verdict
         while True:
             header = data[self._at : self._at + _RECORD_HEADER]
             if not _is_legal_header(header, first=self._at == 0):
@@ -63,6 +69,24 @@ class TlsProbe:
                 return NO_MATCH if eof else NeedMore(min(len(data) + missing, end + 1))
             self._at = end
             self._message = message
+
+
+def _in_one_record(data: bytes | bytearray) -> Verdict | None:
+    """Judge what nearly every client sends, a hello that is whole in its first record; None for anything else."""
+    if len(data) < _WHOLE_HEADER.size:
+        return None
+    kind, major, minor, record, message, body = _WHOLE_HEADER.unpack_from(data)
+    body += (message & 0xFF) << 16
+    end = _RECORD_HEADER + _HANDSHAKE_HEADER + body
+    if (
+        (kind, major, message >> 8) != _HELLO_IN_RECORD
+        or minor > _MAX_MINOR_VERSION
+        or not MIN_BODY <= body <= record - _HANDSHAKE_HEADER
+        or record > _MAX_RECORD
+        or end > len(data)
+    ):
+        return None
+    return _match(data[_RECORD_HEADER + _HANDSHAKE_HEADER : end])
 
 
 def probe_tls(data: bytes | bytearray, eof: bool) -> Verdict:
@@ -96,6 +120,6 @@ def _message_length(message: bytes) -> int | None:
     return _HANDSHAKE_HEADER + body if MIN_BODY <= body <= MAX_BODY else None
 
 
-def _match(body: bytes) -> Verdict:
+def _match(body: bytes | bytearray) -> Verdict:
     hello = parse_client_hello(body)
     return NO_MATCH if hello is None else Match(Protocol.TLS, hello.server_name, hello.alpn)
