@@ -6,6 +6,7 @@ such call, ``recvmsg(2)`` does the same one by one.
 
 from __future__ import annotations
 
+import logging
 import socket
 import struct
 import sys
@@ -15,6 +16,9 @@ from rpxy_l4.net.ancillary import ANCILLARY_BYTES, AncillaryReader
 from rpxy_l4.net.burst import Burst, Message, bursts, cut
 from rpxy_l4.net.mmsg import DATAGRAM_BYTES, MOST, NAME_BYTES, Headers, NotHereError, address_of_room, room
 
+EVENTS: Final = logging.getLogger(__name__)
+
+_NOT_HERE: Final = "recvmmsg is not possible here (%s); datagrams are received one by one"
 # struct sockaddr_in without its padding, and sockaddr_in6 (ip(7), ipv6(7)).
 _IPV4: Final = struct.Struct("=H2s4s")
 _IPV6: Final = struct.Struct("=H2sI16sI")
@@ -68,8 +72,9 @@ class Inbox:
             return [self._one(sock)]
         try:
             lengths, controls = self._headers.receive(sock, most)
-        except NotHereError:
+        except NotHereError as error:
             self._many = False
+            EVENTS.warning(_NOT_HERE, error)
             return [self._one(sock)]
         names, data = self._headers.names, self._data
         messages: list[Message] = []
@@ -123,8 +128,9 @@ class BulkInbox:
                 self._size = size
             try:
                 lengths, controls = self._headers.receive(sock, most)
-            except NotHereError:
+            except NotHereError as error:
                 self._many = False
+                EVENTS.warning(_NOT_HERE, error)
             else:
                 return self._bursts(lengths, controls), max(*lengths, _LEAST), len(lengths) == most
         amount, ancillary, _, _ = sock.recvmsg_into([self._row[:DATAGRAM_BYTES]], ANCILLARY_BYTES)

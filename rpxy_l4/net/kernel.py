@@ -12,6 +12,8 @@ from typing import Final
 
 from inotify_simple import INotify
 
+from rpxy_l4.net.mmsg import Headers, NotHereError
+
 # include/uapi/linux/udp.h; Python has no names for them.
 _UDP_SEGMENT: Final = 103
 _UDP_GRO: Final = 104
@@ -24,7 +26,8 @@ def features() -> Iterator[tuple[str, str]]:
     for name, attempt in _ATTEMPTS.items():
         try:
             attempt()
-        except (OSError, AttributeError) as error:  # AttributeError: Python was built where it did not exist
+        # AttributeError: Python was built where it did not exist.
+        except (OSError, AttributeError, NotHereError) as error:
             yield name, f"no: {error}"
         else:
             yield name, "yes"
@@ -55,6 +58,11 @@ def _set_on_udp(level: int, option: int, value: int) -> None:
         probe.setsockopt(level, option, value)
 
 
+def _receive_many() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(BlockingIOError):
+        Headers(1, names=False).receive(probe, 1)
+
+
 def _splice() -> None:
     out_of, into = os.pipe()
     last, sink = os.pipe()
@@ -70,6 +78,7 @@ _ATTEMPTS: Final[dict[str, Callable[[], None]]] = {
     "SO_REUSEPORT": lambda: _set_on_udp(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1),
     "UDP_GRO": lambda: _set_on_udp(socket.IPPROTO_UDP, _UDP_GRO, 1),
     "UDP_SEGMENT": lambda: _set_on_udp(socket.IPPROTO_UDP, _UDP_SEGMENT, _ANY_SEGMENT),
+    "recvmmsg": _receive_many,
     "splice": _splice,
     "pidfd": lambda: os.close(os.pidfd_open(os.getpid())),
     "memfd": lambda: os.close(os.memfd_create("rpxy-l4-probe")),

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import logging
 import socket
 import struct
 from typing import Final
 
 from rpxy_l4.net import libc
 from rpxy_l4.net.ancillary import ANCILLARY_BYTES
-
-EVENTS: Final = logging.getLogger(__name__)
 
 MOST: Final = 64
 """Messages of one call."""
@@ -31,7 +28,7 @@ _NOT_HERE: Final = frozenset({errno.ENOSYS, errno.EPERM, errno.EACCES})
 
 
 class NotHereError(Exception):
-    """This machine or sandbox has no ``recvmmsg`` for us; other ways to receive work."""
+    """This machine or sandbox has no ``recvmmsg`` for us, and the text says why; other ways to receive work."""
 
 
 class Headers:
@@ -73,14 +70,13 @@ class Headers:
         Raises OSError: BlockingIOError when there is none, another when an ICMP error was waiting. Raises NotHereError.
         """
         if not _IS_LAID_OUT_SO:
-            raise NotHereError
+            raise NotHereError("pointers do not have 64 bits")
         try:
             number = libc.recvmmsg(sock.fileno(), self._address, most)
         except OSError as error:
             if error.errno not in _NOT_HERE:
                 raise
-            EVENTS.warning("recvmmsg is not possible here (%s); datagrams are received one by one", error.strerror)
-            raise NotHereError from error
+            raise NotHereError(error.strerror) from error
         lengths = self._lengths[_LENGTH : 16 * number : 16].tolist()
         controls = self._controls[_CONTROL_LENGTH : 8 * number : 8].tolist()
         # The kernel wrote how much of each room it used, where it looks for how much there is.
