@@ -26,6 +26,9 @@ BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
 """Any of these: nothing can be sent any more."""
 WRITABLE: Final = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
 
+ORDINARY: Final = DATA | select.EPOLLOUT
+"""Any other of a stream: more than data has come."""
+
 STREAM: Final = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 """Interest in a stream: registered once, both directions, edge-triggered."""
 LEVEL: Final = select.EPOLLIN
@@ -108,9 +111,11 @@ class Poller:
 
     def end_batch(self) -> None:
         """Close the sockets that were let go."""
-        for descriptor in self._closing:
-            os.close(descriptor)
-        self._closing.clear()
+        while self._closing:
+            try:
+                os.close(self._closing.pop())
+            except OSError:
+                EVENTS.exception("fault while closing a socket")
 
     def dispatch(self) -> None:
         """Serve one batch of what is ready."""

@@ -13,11 +13,11 @@ import enum
 import errno
 import logging
 import os
-import select
 from typing import Final, Protocol
 
 from rpxy_l4.net.libc import shutdown_write
 from rpxy_l4.net.stream import PIPE_BYTES, Pipe, PipePool
+from rpxy_l4.workers import poller
 
 EVENTS: Final = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _SPLICE: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _NO_SPLICE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM})
 # A splice that brings less does not pay for its pipe.
 _BULK: Final = BUFFER_BYTES // 2
-_MORE_THAN_DATA: Final = ~(select.EPOLLIN | select.EPOLLOUT)
+_MORE_THAN_DATA: Final = ~poller.ORDINARY
 
 
 class Outcome(enum.Enum):
@@ -58,7 +58,7 @@ class _SinkLostError(Exception):
 
 
 class Conduit:
-    """What all directions of a worker share: the pipes."""
+    """What all directions of a worker share: the pipes, and whether they are of use."""
 
     def __init__(self, pipes: PipePool) -> None:
         """Use ``pipes`` for bulk data."""
@@ -76,11 +76,24 @@ class Parent(Protocol):
     def on_outcome(self, direction: Direction, outcome: Outcome) -> None:
         """Handle how moving bytes ended."""
 
-    def on_again(self) -> None:
-        """Go on with what was left undone."""
-
     def abandon(self) -> None:
         """Close after a fault in this program."""
+
+
+class _Nobody:
+    """Whose directions those of an ended session are: a fault that is found then has nothing more to close."""
+
+    def on_readiness(self, direction: Direction, mask: int) -> None:
+        pass
+
+    def on_outcome(self, direction: Direction, outcome: Outcome) -> None:
+        pass
+
+    def abandon(self) -> None:
+        pass
+
+
+_NOBODY: Final = _Nobody()
 
 
 class Direction:
@@ -97,7 +110,7 @@ class Direction:
         sink: int,
         cells: memoryview,
         counter: int,
-        first: bytes | bytearray = b"",
+        first: bytes = b"",
     ) -> None:
         """Begin with ``first``, bytes that go before anything read. Moved bytes are added to ``cells[counter]``."""
         self.parent = parent
@@ -122,7 +135,7 @@ class Direction:
         self._cells = cells
         self._conduit = conduit
         self._counter = counter
-        self._pending: bytes | bytearray | memoryview | None = first or None
+        self._pending: bytes | memoryview | None = first or None
         self._pipe: Pipe | None = None
         self._piped = 0
         self._ended = False
@@ -134,7 +147,7 @@ class Direction:
 
     def on_event(self, descriptor: int, mask: int) -> None:  # noqa: ARG002  a direction has one source
         """Move what came, or let the parent look at what is more than that."""
-        if mask & _MORE_THAN_DATA or not (self.is_plain and self.other.is_plain and mask & select.EPOLLIN):
+        if mask & _MORE_THAN_DATA or not (self.is_plain and self.other.is_plain and mask & poller.DATA):
             self.parent.on_readiness(self, mask)
             return
         # By far the most frequent case: a message that fits, and a sink that takes it.
@@ -169,7 +182,8 @@ class Direction:
         """Stop, and let go of the parent and the opposite direction, so that none keeps another in memory."""
         if not self.done:
             self.stop()
-        del self.parent, self.other
+        self.parent = _NOBODY
+        del self.other
 
     def _release(self) -> None:
         if self._pipe is not None:
@@ -243,6 +257,8 @@ class Direction:
                 return 0
         try:
             amount = os.splice(self.source, self._pipe.write_end, PIPE_BYTES, flags=_SPLICE)
+        except BlockingIOError:
+            amount = 0
         except OSError as error:
             if error.errno not in _NO_SPLICE:
                 raise
@@ -250,8 +266,10 @@ class Direction:
             self._conduit.splice = self.is_bulk = False
             self._release()
             return 0
+        if not amount:
+            # The source is dry, or has ended, or there is urgent data: only reading says which, and steps over that.
+            return self._read_and_write()
         self._piped = amount
-        self._ended = amount == 0
         self.is_bulk = amount >= _BULK
         return amount
 

@@ -86,9 +86,12 @@ class TcpListener:
         self._accept = stream.acceptor(sock)
         self._sessions = sessions
         self._paused = True
+        self._is_starved = False
+        """Paused until a session ends, because descriptors are kept for those that are open."""
 
     def resume(self) -> None:
         """Accept, unless that is what happens already or the socket is closed."""
+        self._is_starved = False
         if self._paused and self._socket.fileno() >= 0:
             self._paused = False
             self._context.poller.add(self._socket.fileno(), self, poller.LEVEL)
@@ -116,6 +119,7 @@ class TcpListener:
         """Accept what is queued, at most ``most`` connections."""
         for _ in range(most):
             if not self._context.has_descriptors():
+                self._is_starved = True
                 self._out_of_resources(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
                 return
             try:
@@ -155,6 +159,8 @@ class TcpListener:
         self._sessions.discard(session)
         self._context.row[_ENDED] += 1
         self._context.demand -= _DESCRIPTORS
+        if self._is_starved:
+            self.resume()
 
     def _out_of_resources(self, error: OSError) -> None:
         name = _EXHAUSTED.get(error.errno or 0, "other")
@@ -236,7 +242,7 @@ class TcpSession:
         """Who the client is: ``_remote``, or what a trusted PROXY header says."""
         self._destination: tuple[str, int] | None = None
         self._stage = _DETECT
-        self._buffer: bytearray | bytes = b""
+        self._buffer = b""
         self._header_bytes = 1
         """Below this many bytes the PROXY header cannot be judged."""
         self._client_mask = 0
@@ -297,7 +303,10 @@ class TcpSession:
             self._read()
 
     def on_deadline(self) -> None:
-        """Give up waiting for the client's first bytes, for the target, or for the rest of a cut-off stream."""
+        """Give up waiting for the client's first bytes, for the target, or for the rest of a cut-off stream.
+
+        A session that lasted until now is kept alive from here on.
+        """
         self._wait = 0.0
         stage = self._stage
         if stage == _HEADER:
@@ -473,6 +482,8 @@ class TcpSession:
         self._t_connected = context.poller.now
         self._candidates = _NO_CANDIDATES
         self._stage = _RELAY
+        if self._wait > stream.KEEPALIVE_SECONDS:
+            self._wait_for(stream.KEEPALIVE_SECONDS)
         cells = self._open_target()
         cells[_CONNECTED] += 1
         observe(cells, T_CONNECT_HISTOGRAM, CONNECT_BUCKETS, self._t_connected - self._t_connect)
@@ -576,9 +587,9 @@ class TcpSession:
         assert self._target is not None  # noqa: S101  only once there is one
         context, now = self._context, self._context.poller.now
         if self._socket >= 0:
-            if reason is Reason.CLIENT_RESET:
+            if reason in {Reason.CLIENT_RESET, Reason.INTERNAL}:
                 stream.reset_on_close(self._socket)
-            elif reason in {Reason.TARGET_RESET, Reason.INTERNAL}:
+            if reason in {Reason.TARGET_RESET, Reason.INTERNAL}:
                 stream.reset_on_close(self._client)
         up, down = self._up, self._down
         # First of all: a fault in what follows must not leave the session half closed, or count it twice.

@@ -38,7 +38,7 @@ from rpxy_l4.metrics.layout import (
 )
 from rpxy_l4.net import datagram
 from rpxy_l4.net.ancillary import Ancillary
-from rpxy_l4.net.burst import Burst, Message, bursts, split
+from rpxy_l4.net.burst import Burst, Message, bursts, count, split
 from rpxy_l4.net.datagram import Address, Sender
 from rpxy_l4.net.inbox import address_of
 from rpxy_l4.net.mmsg import DATAGRAM_BYTES, MOST
@@ -110,28 +110,33 @@ class UdpListener:
                 continue
             self._deliver(messages)
             if len(messages) < self._most:
-                self._most = MOST
                 return
-            if sum(len(message[1]) for message in messages) > _BUSY_BYTES:
+            total = sum(len(message[1]) for message in messages)
+            if total > _BUSY_BYTES:
                 self._most = max(1, self._most // 2)
+            elif total < _BUSY_BYTES // 4:
+                self._most = min(MOST, 2 * self._most)
 
     def _deliver(self, messages: Sequence[Message]) -> None:
         """Give each flow what came for it, in order, and what came together together."""
-        flows, now = self.flows, self._context.poller.now
-        last: UdpFlow | None = None
+        key: Key = b""
         together: list[Message] = []
         for message in messages:
             reply = message[3]
-            key = message[0] if reply is None else message[0] + reply[2]
-            flow = flows.get(key) or self._open(key, message[0], reply)
-            if flow is last and flow is not None:
-                together.append(message)
-                continue
-            if last is not None:
-                last.take(together, now)
-            last, together = flow, [message]
-        if last is not None:
-            last.take(together, now)
+            its_key = message[0] if reply is None else message[0] + reply[2]
+            if its_key != key:
+                if together:
+                    self._give(key, together)
+                key, together = its_key, []
+            together.append(message)
+        if together:
+            self._give(key, together)
+
+    def _give(self, key: Key, messages: Sequence[Message]) -> None:
+        # Not looked up before: what another flow was given may have ended this one.
+        flow = self.flows.get(key) or self._open(key, messages)
+        if flow is not None:
+            flow.take(messages, self._context.poller.now)
 
     def on_again(self) -> None:
         """Never asked for."""
@@ -139,19 +144,19 @@ class UdpListener:
     def abandon(self) -> None:
         """Go on with the next datagram: the listener itself is never given up."""
 
-    def _open(self, key: Key, name: bytes, reply: Ancillary | None) -> UdpFlow | None:
-        """Return a new flow, or None when there may be none now; the datagram is then counted as dropped."""
+    def _open(self, key: Key, messages: Sequence[Message]) -> UdpFlow | None:
+        """Return a new flow for messages, or None when there may be none now; they are then counted as dropped."""
         context, generation = self._context, self.generation
         if generation is None or generation.udp is None:
             return None
-        half = generation.udp
+        half, (name, _, _, reply) = generation.udp, messages[0]
         if not self.accepts:
-            half.cells[L_DROPPED + DROP_INDEX[Drop.DRAINING]] += 1
+            half.cells[L_DROPPED + DROP_INDEX[Drop.DRAINING]] += _datagrams(messages)
             return None
         full = context.udp_sessions.count(context.poller.now) >= half.side.max_sessions
         if full or not context.has_descriptors(_SHARE):
             rejection, drop = (Rejection.LIMIT, Drop.LIMIT) if full else (Rejection.RESOURCES, Drop.RESOURCES)
-            half.cells[L_DROPPED + DROP_INDEX[drop]] += 1
+            half.cells[L_DROPPED + DROP_INDEX[drop]] += _datagrams(messages)
             half.cells[L_REJECTED + REJECTION_INDEX[rejection]] += 1
             if generation.snapshot.access_log:
                 client, listener = endpoint(*address_of(name)[:2]), generation.snapshot.listener
@@ -265,34 +270,47 @@ class UdpFlow:
             if self._candidates:
                 self._hold(messages)
             elif len(messages) == 1 and messages[0][2] >= len(messages[0][1]):
-                self._forward_one(messages[0][1])
+                self._forward_one(self._to_target, messages[0][1])
                 return
+            sender = self._to_target
             for joined in bursts(messages):
-                self._forward(self._to_target, joined)
+                self._forward(sender, joined)
+                if self._to_target is not sender:  # the flow went on to another target, which got all that is held
+                    return
         except Exception:  # noqa: BLE001  the loop's edge: a fault in one flow must not end the others
             EVENTS.exception("fault while serving a flow; it was closed")
             self.abandon()
 
     def _detect(self, messages: Sequence[Message]) -> None:
-        """Take a route, if what was received so far is enough to decide; hold all of it until then."""
-        first, known = not self._held, len(self._held)
-        for _, data, segment, _ in messages:
+        """Take a route as soon as what was received is enough to decide, and hold it until then."""
+        first = not self._held
+        for number, (_, data, segment, _) in enumerate(messages):
+            known = len(self._held)
             self._held.extend(bytes(part) for part in split(data, segment))
-        if not self._half.wanted:
-            self._decide(None, Detected.SKIPPED)
-            return
-        if self._detector is None:
-            self._detector = UdpDetector(self._half.wanted)
-        for part in self._held[known:]:
-            verdict = self._detector.feed(part)
-            if isinstance(verdict, Match):
-                self._decide(verdict, RECOGNISED[verdict.protocol])
-                return
-            if not isinstance(verdict, NeedMore):
-                self._decide(None, Detected.UNKNOWN)
+            if self._judge(self._held[known:]):
+                rest = messages[number + 1 :]
+                if rest and not self._is_closed:
+                    self.take(rest, self._last)
                 return
         if first:
             self._wait_for_more()
+
+    def _judge(self, fresh: Sequence[bytes]) -> bool:
+        """Ask the detector about new datagrams; whether that decided, for a route or against the flow."""
+        if not self._half.wanted:
+            self._decide(None, Detected.SKIPPED)
+            return True
+        if self._detector is None:
+            self._detector = UdpDetector(self._half.wanted)
+        for part in fresh:
+            verdict = self._detector.feed(part)
+            if isinstance(verdict, Match):
+                self._decide(verdict, RECOGNISED[verdict.protocol])
+                return True
+            if not isinstance(verdict, NeedMore):
+                self._decide(None, Detected.UNKNOWN)
+                return True
+        return False
 
     def _hold(self, messages: Sequence[Message]) -> None:
         """Keep what would have to be sent again to another target, or stop keeping when it becomes too much."""
@@ -369,7 +387,7 @@ class UdpFlow:
                 self._forward(self._to_target, ([memoryview(part)], len(part), len(part), 1))
                 if self._socket is not fresh:  # refused meanwhile, and gone on to another target with all that is held
                     return True
-            if not self._candidates:
+            if not self._candidates or sum(map(len, self._held)) > _MAX_HELD:
                 self._settle()
             return True
         return False
@@ -381,14 +399,14 @@ class UdpFlow:
             EVENTS.warning("target %s (%s) refuses datagrams", self._target.text, self._address)
         return bool(self._candidates) and self._open_target()
 
-    def _forward_one(self, data: memoryview) -> None:
+    def _forward_one(self, sender: Sender, data: memoryview) -> None:
         """Do as ``_forward``, with less ado for what is by far the most frequent: one datagram, and no other target."""
         try:
             os.write(self._descriptor, data)
         except ConnectionRefusedError:
-            if not self._target_refuses() and self._to_target is not None:
-                # That was the answer to an earlier datagram, which is lost; this one was not sent yet (udp(7)).
-                self._forward(self._to_target, ([data], len(data), len(data), 1))
+            self._target_refuses()
+            # That was the answer to an earlier datagram, which is lost; this one was not sent yet (udp(7)).
+            self._forward(sender, ([data], len(data), len(data), 1))
         except OSError as error:
             self._drop(_drop_of(error), 1)
         else:
@@ -567,6 +585,7 @@ class UdpFlow:
         if self._socket is not None:
             self._context.poller.close(self._socket.detach())
             self._socket = None
+            self._descriptor = -1
 
     @property
     def is_quiet(self) -> bool:
@@ -579,6 +598,10 @@ class UdpFlow:
         self._drop_socket()
         self._listener.undecided.pop(self, None)
         self._listener.forget(self._key)
+
+
+def _datagrams(messages: Sequence[Message]) -> int:
+    return sum(count(len(data), segment) for _, data, segment, _ in messages)
 
 
 def _drop_of(error: OSError) -> Drop:

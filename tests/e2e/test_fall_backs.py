@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import random
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +15,7 @@ import pytest
 from tests.e2e.conftest import StartProxy
 from tests.support import seccomp
 from tests.support.exactness import Burst, Plan, Settle, UdpFlows, Write, exchange, random_wave, udp_socket
-from tests.support.netns import Namespaces
+from tests.support.netns import Namespaces, inside
 from tests.support.peers import program, run
 from tests.support.proxy import Proxy
 from tests.support.seccomp import Rule, deny, deny_fcntl, deny_option
@@ -93,18 +91,6 @@ def test_datagrams_and_bursts_of_many_flows_are_exact_without(start_proxy: Start
 
 
 # Segmented sends that fail only when they are made.
-
-
-@contextlib.contextmanager
-def inside(netns: str) -> Iterator[None]:
-    """Sockets that this thread opens meanwhile belong to the network namespace, and stay there."""
-    set_namespace = ctypes.CDLL(None, use_errno=True).setns
-    with Path("/proc/thread-self/ns/net").open("rb") as home, Path("/run/netns", netns).open("rb") as there:
-        assert set_namespace(there.fileno(), 0) == 0, os.strerror(ctypes.get_errno())
-        try:
-            yield
-        finally:
-            assert set_namespace(home.fileno(), 0) == 0, os.strerror(ctypes.get_errno())
 
 
 def segmented_send(netns: str, to: tuple[str, int], segment: int) -> int:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from queue import SimpleQueue
 
@@ -173,6 +175,31 @@ def test_urgent_data_does_not_stall_the_stream(start_proxy: StartProxy) -> None:
                 got = b""
                 while not got.endswith(wanted):
                     got += client.recv(100)
+
+
+@pytest.mark.parametrize("sender", ["client", "target"])
+def test_urgent_data_within_bulk_neither_cuts_nor_stalls_the_stream(
+    start_proxy: StartProxy, handed: Handed, sender: str
+) -> None:
+    proxy = start_proxy(f'workers = 1\ntcp_target = ["{handed.target.text}"]\n')
+    bulk = random.Random(sender).randbytes(8 << 20)
+    for ends_at_once in (True, False):
+        with proxy.connect() as client, handed.next() as far:
+            source, sink = (client, far) if sender == "client" else (far, client)
+
+            def send(source: socket.socket = source, ends_at_once: bool = ends_at_once) -> None:
+                source.sendall(bulk)
+                source.send(b"!", socket.MSG_OOB)
+                source.sendall(bulk)
+                if ends_at_once:
+                    source.shutdown(socket.SHUT_WR)
+
+            sending = threading.Thread(target=send)
+            sending.start()
+            assert read_exactly(sink, 2 * len(bulk)) == 2 * bulk
+            sending.join(PATIENCE)
+            if ends_at_once:
+                assert sink.recv(1) == b""
 
 
 def test_a_bulk_stream_that_is_reset_gives_its_pipe_back(start_proxy: StartProxy, handed: Handed) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
 from collections.abc import Iterator
 from random import Random
 
@@ -16,6 +17,7 @@ from rpxy_l4.net.ancillary import SOL_UDP, UDP_GRO
 from rpxy_l4.net.burst import Burst, split
 from rpxy_l4.net.datagram import Sender
 from rpxy_l4.net.inbox import BulkInbox
+from tests.support.netns import Namespaces, inside
 
 SIZES = [0, 1, 511, 512, 513, 1200, 1400, 1500, 1501, 9000, 24_000, 65_000]
 
@@ -103,3 +105,24 @@ def test_a_train_of_equal_datagrams_is_one_piece_for_each_burst() -> None:
 def test_nothing_there_is_said_as_such(inbox: BulkInbox, near: socket.socket) -> None:
     with pytest.raises(BlockingIOError):
         inbox.receive(near, 1200)
+
+
+@pytest.mark.netns
+def test_a_prohibited_way_is_an_error_of_the_socket_and_not_a_missing_system_call() -> None:
+    inbox = BulkInbox()
+    with Namespaces("alone") as nets, inside(nets["alone"]):
+        target = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        target.bind(("::1", 0))
+        sock = datagram.open_towards("::1", target.getsockname()[1])
+        icmp = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+        # RFC 4443 3.1: destination unreachable, administratively prohibited, with the packet that it is about.
+        here = socket.inet_pton(socket.AF_INET6, "::1")
+        about = struct.pack("!HHHH", sock.getsockname()[1], target.getsockname()[1], 8, 0)
+        packet = struct.pack("!IHBB", 6 << 28, len(about), socket.IPPROTO_UDP, 64) + here + here + about
+        icmp.sendto(struct.pack("!BBHI", 1, 1, 0, 0) + packet, ("::1", 0))
+        with target, icmp:
+            assert select.select([sock], [], [], 5)[0]
+            with pytest.raises(PermissionError):
+                inbox.receive(sock, 1200)
+            assert inbox._many
+            sock.close()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -56,3 +60,15 @@ class Namespaces:
 def _ip(*arguments: str) -> None:
     result = run("ip", *arguments)
     assert result.returncode == 0, result.stdout
+
+
+@contextlib.contextmanager
+def inside(netns: str) -> Iterator[None]:
+    """Sockets that this thread opens meanwhile belong to the network namespace, and stay there."""
+    set_namespace = ctypes.CDLL(None, use_errno=True).setns
+    with Path("/proc/thread-self/ns/net").open("rb") as home, Path("/run/netns", netns).open("rb") as there:
+        assert set_namespace(there.fileno(), 0) == 0, os.strerror(ctypes.get_errno())
+        try:
+            yield
+        finally:
+            assert set_namespace(home.fileno(), 0) == 0, os.strerror(ctypes.get_errno())

@@ -11,22 +11,16 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-import uvloop
 
-from rpxy_l4.logs import Sink
-from rpxy_l4.metrics.slab import Slab
-from rpxy_l4.net.listen import open_group
-from rpxy_l4.snapshot import Bind, Route, Side, Snapshot, Target
+from rpxy_l4.snapshot import Target
 from rpxy_l4.verdict import Protocol, Transport
-from rpxy_l4.workers.access_log import AccessLog
-from rpxy_l4.workers.context import Context, Generation
 from rpxy_l4.workers.relay import Direction
-from rpxy_l4.workers.tcp import TcpListener, TcpSession
-from rpxy_l4.workers.udp import UdpFlow, UdpListener
+from rpxy_l4.workers.tcp import TcpSession
+from rpxy_l4.workers.udp import UdpFlow
 from tests.support.hellos import openssl_hello
+from tests.support.in_process import InProcess, side
 from tests.support.ports import free_port
 from tests.support.targets import TcpTarget, UdpTarget, echo
-from tests.support.waiting import PATIENCE
 
 RESET = struct.pack("ii", 1, 0)
 
@@ -41,49 +35,6 @@ def uncollected() -> Iterator[None]:
 
 def _living() -> list[object]:
     return [each for each in gc.get_objects() if isinstance(each, TcpSession | Direction | UdpFlow)]
-
-
-def _side(transport: Transport, target: Target, wanted: Protocol | None) -> Side:
-    default = Route(name="default", transport=transport, protocol=None, targets=(target,), idle_lifetime=0.1)
-    routes = () if wanted is None else (Route(name="x", transport=transport, protocol=wanted, targets=(target,)),)
-    return Side(transport=transport, routes=routes, default=default, series=0, max_sessions=100)
-
-
-class InProcess:
-    """A worker's listeners, in this process and this thread."""
-
-    def __init__(self, folder: Path, tcp: Side | None, udp: Side | None) -> None:
-        self.loop = uvloop.new_event_loop()
-        log = AccessLog(Sink(1, folder / "access.log"), 1, lambda: None)
-        self.context = Context(self.loop, 0, 1, Slab(1), log)
-        self.port = free_port()
-        binds = [Bind(side.transport, "127.0.0.1", self.port) for side in (tcp, udp) if side is not None]
-        snapshot = Snapshot(generation=1, sha256="", listener=":1", binds=tuple(binds), tcp=tcp, udp=udp)
-        generation = Generation(snapshot, self.context)
-        self.sessions: set[TcpSession] = set()
-        self.undecided: dict[UdpFlow, None] = {}
-        for bind in binds:
-            (sock,) = open_group(bind, 1, 16, exclusive=True)
-            if bind.transport is Transport.TCP:
-                self.tcp = TcpListener(self.context, bind, sock, self.sessions)
-                self.tcp.generation = generation
-                self.tcp.resume()
-            else:
-                self.udp = UdpListener(self.context, bind, sock, self.undecided)
-                self.udp.generation = generation
-        self.loop.add_reader(self.context.poller.fileno(), self.context.poller.dispatch)
-
-    def run_until_nothing_is_open(self) -> None:
-        """Serve until every session and flow has ended; there must be one by then."""
-
-        async def wait() -> None:
-            while self.sessions or self.udp_flows():  # noqa: ASYNC110  a worker has nobody to tell
-                await asyncio.sleep(0.01)
-
-        self.loop.run_until_complete(asyncio.wait_for(wait(), PATIENCE))
-
-    def udp_flows(self) -> list[UdpFlow]:
-        return list(self.udp.flows.values()) if hasattr(self, "udp") else []
 
 
 async def _tcp_client(port: int, data: bytes, how: str) -> None:
@@ -108,7 +59,7 @@ async def _tcp_client(port: int, data: bytes, how: str) -> None:
 def test_an_ended_tcp_session_is_gone(tmp_path: Path, how: str, wanted: Protocol | None) -> None:
     with TcpTarget(echo) as target:
         destination = Target(target.text, "127.0.0.1", target.port, is_name=False)
-        proxy = InProcess(tmp_path, _side(Transport.TCP, destination, wanted), None)
+        proxy = InProcess(tmp_path, side(Transport.TCP, wanted, destination), None)
         for data in (openssl_hello("a.example"), b"x" * 3_000_000):
             proxy.loop.run_until_complete(_tcp_client(proxy.port, data, how))
         proxy.run_until_nothing_is_open()
@@ -120,7 +71,7 @@ def test_an_ended_tcp_session_is_gone(tmp_path: Path, how: str, wanted: Protocol
 @pytest.mark.usefixtures("uncollected")
 def test_a_session_that_was_refused_is_gone(tmp_path: Path) -> None:
     destination = Target("nobody", "127.0.0.1", free_port(), is_name=False)
-    proxy = InProcess(tmp_path, _side(Transport.TCP, destination, None), None)
+    proxy = InProcess(tmp_path, side(Transport.TCP, None, destination), None)
 
     async def connect() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
@@ -140,7 +91,7 @@ def test_a_session_that_was_refused_is_gone(tmp_path: Path) -> None:
 def test_an_idle_flow_is_gone(tmp_path: Path, wanted: Protocol | None) -> None:
     with UdpTarget() as target, closing(socket.socket(type=socket.SOCK_DGRAM)) as client:
         destination = Target(target.text, "127.0.0.1", target.port, is_name=False)
-        proxy = InProcess(tmp_path, None, _side(Transport.UDP, destination, wanted))
+        proxy = InProcess(tmp_path, None, side(Transport.UDP, wanted, destination))
         client.connect(("127.0.0.1", proxy.port))
         client.setblocking(False)
         client.send(b"ask")

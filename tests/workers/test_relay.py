@@ -46,9 +46,6 @@ class Line:
         assert direction is self.direction
         self.outcomes.append(outcome)
 
-    def on_again(self) -> None:
-        raise AssertionError("nobody asks for this")
-
     def abandon(self) -> None:
         raise AssertionError("nothing is wrong")
 
