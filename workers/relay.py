@@ -25,7 +25,7 @@ BUFFER_BYTES: Final = 65_536
 """What is read at a time."""
 
 # Bytes moved before other sessions have their turn.
-_TURN: Final = 1 << 20
+_TURN: Final = 1 << 18
 _SPLICE: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 # Not for these files, not in this kernel, not in this sandbox.
 _NO_SPLICE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM})
