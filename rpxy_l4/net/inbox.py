@@ -7,6 +7,7 @@ such call, ``recvmsg(2)`` does the same one by one.
 from __future__ import annotations
 
 import logging
+import mmap
 import socket
 import struct
 import sys
@@ -58,7 +59,7 @@ class Inbox:
         """Lay out the memory. Pages that no datagram ever reaches are never touched and cost nothing."""
         self._reader = AncillaryReader()
         self._many = True
-        self._data = memoryview(bytearray(MOST * _STRIDE))
+        self._data = memoryview(mmap.mmap(-1, MOST * _STRIDE))
         self._headers = Headers(1, names=True)
         first = address_of_room(self._data)
         self._headers.lay_out(b"".join(room(first + index * _STRIDE, DATAGRAM_BYTES) for index in range(MOST)))
@@ -107,8 +108,8 @@ class BulkInbox:
         """Lay out the memory, as :class:`Inbox` does."""
         self._reader = AncillaryReader()
         self._many = True
-        self._row = memoryview(bytearray(_BULK_BYTES))
-        self._rest = memoryview(bytearray(MOST * _STRIDE))
+        self._row = memoryview(mmap.mmap(-1, _BULK_BYTES))
+        self._rest = memoryview(mmap.mmap(-1, MOST * _STRIDE))
         self._headers = Headers(2, names=False)
         self._layouts: dict[int, bytes] = {}
         self._size = 0
