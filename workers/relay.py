@@ -258,6 +258,8 @@ class Direction:
         try:
             amount = os.splice(self.source, self._pipe.write_end, PIPE_BYTES, flags=_SPLICE)
         except BlockingIOError:
+            if not self.hup:
+                raise
             amount = 0
         except OSError as error:
             if error.errno not in _NO_SPLICE:
@@ -267,7 +269,8 @@ class Direction:
             self._release()
             return 0
         if not amount:
-            # The source is dry, or has ended, or there is urgent data: only reading says which, and steps over that.
+            # The source has ended, or it is dry after all, or there is urgent data, of which the poller knows as well
+            # (ENDED): only reading says which, and steps over that.
             return self._read_and_write()
         self._piped = amount
         self.is_bulk = amount >= _BULK
