@@ -292,8 +292,7 @@ class Direction:
             sent = 0
         except OSError as error:
             raise _SinkLostError from error
-        self.moved += sent
-        self._cells[self._counter] += sent
+        self._count(sent)
         if sent < amount:
             self._pending = memoryview(data)[sent:] if sent else data
         if amount == BUFFER_BYTES:

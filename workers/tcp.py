@@ -47,12 +47,11 @@ from rpxy_l4.verdict import Match, NeedMore, NoMatch, Transport
 from rpxy_l4.workers import poller
 from rpxy_l4.workers.access_log import describe, endpoint
 from rpxy_l4.workers.context import RECOGNISED, Context, Generation, Half, observe
-from rpxy_l4.workers.relay import WAIT, Direction, Outcome
+from rpxy_l4.workers.relay import BUFFER_BYTES, WAIT, Direction, Outcome
 
 EVENTS: Final = logging.getLogger(__name__)
 
 _ACCEPT_BATCH: Final = 64
-_READ_BYTES: Final = 65_536
 _DESCRIPTORS: Final = 2
 """Of a session: the client's socket and the target's."""
 _CUT_SECONDS: Final = 30.0
@@ -328,7 +327,7 @@ class TcpSession:
         self._again = False
         for direction in (self._up, self._down):
             if direction is not None and direction.readable and not direction.done and self._stage == _RELAY:
-                self.on_outcome(direction, direction.pump())
+                self._pump(direction)
 
     def abandon(self) -> None:
         """Close after a fault in this program."""
@@ -345,7 +344,7 @@ class TcpSession:
         """Read what the client sent so far, and decide if that is enough."""
         while self._stage <= _DETECT:
             try:
-                data = os.read(self._client, _READ_BYTES)
+                data = os.read(self._client, BUFFER_BYTES)
             except BlockingIOError:
                 self._client_mask &= ~poller.DATA
                 return
@@ -353,7 +352,7 @@ class TcpSession:
                 self.refuse(Rejection.CLIENT_GONE)
                 return
             self._buffer = self._buffer + data if self._buffer else data
-            if len(data) < _READ_BYTES and not self._client_mask & poller.ENDED:
+            if len(data) < BUFFER_BYTES and not self._client_mask & poller.ENDED:
                 # epoll(7): less than asked for means that there is no more for now.
                 self._client_mask &= ~poller.DATA
             if self._stage == _HEADER:
@@ -498,7 +497,7 @@ class TcpSession:
         up.readable = bool(self._client_mask & poller.READABLE)
         up.hup = bool(self._client_mask & poller.ENDED)
         if first or up.readable:
-            self.on_outcome(up, up.pump())
+            self._pump(up)
         if mask & poller.READABLE and self._stage == _RELAY:
             self.on_readiness(down, mask)
 
@@ -525,15 +524,18 @@ class TcpSession:
             if mask & poller.ENDED:
                 direction.hup = True
             if not direction.done:
-                self.on_outcome(direction, direction.pump())
+                self._pump(direction)
         if mask & poller.WRITABLE and self._stage == _RELAY and other.is_blocked:
-            self.on_outcome(other, other.pump())
+            self._pump(other)
         # Reading would say so, but nothing is read: after an orderly end, or while the target does not take what the
         # client sent before it was reset. What a target sent before is still delivered: the client is there for it.
         if mask & poller.RESET and self._stage == _RELAY:
             upwards = direction is self._up
             if direction.done or (upwards and direction.is_blocked):
                 self._finish(Reason.CLIENT_RESET if upwards else Reason.TARGET_RESET)
+
+    def _pump(self, direction: Direction) -> None:
+        self.on_outcome(direction, direction.pump())
 
     def on_outcome(self, direction: Direction, outcome: Outcome) -> None:
         """Go on as the last move demands."""
@@ -562,7 +564,7 @@ class TcpSession:
             self._wait_for(_CUT_SECONDS)
             # The other direction reads from the lost socket: what it sent before it was lost is still delivered.
             other.readable = other.hup = True
-            self.on_outcome(other, other.pump())
+            self._pump(other)
 
     # The end
 

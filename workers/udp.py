@@ -136,7 +136,7 @@ class UdpListener:
         # Not looked up before: what another flow was given may have ended this one.
         flow = self.flows.get(key) or self._open(key, messages)
         if flow is not None:
-            flow.take(messages, self._context.poller.now)
+            flow.take(messages)
 
     def on_again(self) -> None:
         """Never asked for."""
@@ -260,15 +260,18 @@ class UdpFlow:
 
     # From the client
 
-    def take(self, messages: Sequence[Message], now: float) -> None:
+    def take(self, messages: Sequence[Message]) -> None:
         """Forward what the client sent, or hold it while the flow is undecided."""
-        self._last = now
+        self._last = self._context.poller.now
         try:
             if self._to_target is None:
                 self._detect(messages)
                 return
             if self._candidates:
-                self._hold(messages)
+                for message in messages:
+                    self._hold(message)
+                if self._holds_too_much:
+                    self._settle()
             elif len(messages) == 1 and messages[0][2] >= len(messages[0][1]):
                 self._forward_one(self._to_target, messages[0][1])
                 return
@@ -284,13 +287,13 @@ class UdpFlow:
     def _detect(self, messages: Sequence[Message]) -> None:
         """Take a route as soon as what was received is enough to decide, and hold it until then."""
         first = not self._held
-        for number, (_, data, segment, _) in enumerate(messages):
+        for number, message in enumerate(messages):
             known = len(self._held)
-            self._held.extend(bytes(part) for part in split(data, segment))
+            self._hold(message)
             if self._judge(self._held[known:]):
                 rest = messages[number + 1 :]
                 if rest and not self._is_closed:
-                    self.take(rest, self._last)
+                    self.take(rest)
                 return
         if first:
             self._wait_for_more()
@@ -312,12 +315,14 @@ class UdpFlow:
                 return True
         return False
 
-    def _hold(self, messages: Sequence[Message]) -> None:
-        """Keep what would have to be sent again to another target, or stop keeping when it becomes too much."""
-        for _, data, segment, _ in messages:
-            self._held.extend(bytes(part) for part in split(data, segment))
-        if sum(map(len, self._held)) > _MAX_HELD:
-            self._settle()
+    def _hold(self, message: Message) -> None:
+        """Keep what is to be sent when there is a target, or would have to be sent again to another one."""
+        _, data, segment, _ = message
+        self._held.extend(bytes(part) for part in split(data, segment))
+
+    @property
+    def _holds_too_much(self) -> bool:
+        return sum(map(len, self._held)) > _MAX_HELD
 
     def _settle(self) -> None:
         """Stay with this target for good."""
@@ -387,7 +392,7 @@ class UdpFlow:
                 self._forward(self._to_target, ([memoryview(part)], len(part), len(part), 1))
                 if self._socket is not fresh:  # refused meanwhile, and gone on to another target with all that is held
                     return True
-            if not self._candidates or sum(map(len, self._held)) > _MAX_HELD:
+            if not self._candidates or self._holds_too_much:
                 self._settle()
             return True
         return False

@@ -12,11 +12,9 @@ from typing import Final
 
 from inotify_simple import INotify
 
+from rpxy_l4.net.ancillary import SOL_UDP, UDP_GRO, UDP_SEGMENT
 from rpxy_l4.net.mmsg import Headers, NotHereError
 
-# include/uapi/linux/udp.h; Python has no names for them.
-_UDP_SEGMENT: Final = 103
-_UDP_GRO: Final = 104
 _ANY_SEGMENT: Final = 1200
 _PIPE_LIMIT: Final = Path("/proc/sys/fs/pipe-max-size")
 
@@ -76,8 +74,8 @@ def _splice() -> None:
 
 _ATTEMPTS: Final[dict[str, Callable[[], None]]] = {
     "SO_REUSEPORT": lambda: _set_on_udp(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1),
-    "UDP_GRO": lambda: _set_on_udp(socket.IPPROTO_UDP, _UDP_GRO, 1),
-    "UDP_SEGMENT": lambda: _set_on_udp(socket.IPPROTO_UDP, _UDP_SEGMENT, _ANY_SEGMENT),
+    "UDP_GRO": lambda: _set_on_udp(SOL_UDP, UDP_GRO, 1),
+    "UDP_SEGMENT": lambda: _set_on_udp(SOL_UDP, UDP_SEGMENT, _ANY_SEGMENT),
     "recvmmsg": _receive_many,
     "splice": _splice,
     "pidfd": lambda: os.close(os.pidfd_open(os.getpid())),
