@@ -7,7 +7,7 @@ RUN := $(VENV)/bin
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo check quick test lint format wheel programs bench clean
+.PHONY: help demo check quick test soak lint format wheel programs bench clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z]*\):.*##/\1/p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "  make %-10s%s\n", name, $$0 }'
@@ -23,6 +23,9 @@ quick: $(VENV)/.installed-dev  ## the fast tests only: under a minute
 
 test: $(VENV)/.installed-dev programs  ## all tests
 	$(RUN)/pytest
+
+soak: $(VENV)/.installed-dev programs  ## random faults under real traffic for three minutes
+	RPXY_L4_SOAK_SECONDS=180 $(RUN)/pytest tests/chaos/test_soak.py
 
 lint: $(VENV)/.installed-dev  ## format, lint and types, changing nothing
 	$(RUN)/ruff format --check

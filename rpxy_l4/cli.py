@@ -35,7 +35,7 @@ commands:
   demo                   run the proxy with targets of its own, and show what it does
   schema                 print the JSON Schema of the configuration file, for editors
 
-Signals: HUP reloads, TERM and INT drain and stop, QUIT stops at once, USR1 opens the log files again.
+Signals: HUP reload, USR2 upgrade, TTIN, TTOU a worker more, less, TERM, INT drain and stop, QUIT stop, USR1 reopen log.
 Exit status: 0 ok, 1 fault while running, 64 usage, 69 cannot listen, 70 fault of the program, 78 configuration."""
 
 
@@ -106,6 +106,8 @@ def _run(given: Sequence[str]) -> int:
         _print_version(verbose=options.version > 1)
         return ExitStatus.OK
     try:
+        if options.check_upgrade:
+            return _check_upgrade(options.config, options.log_dir)
         if options.check:
             return _check(options.config)
         return _serve(options.config, options.log_dir)
@@ -132,6 +134,7 @@ def _parse(given: Sequence[str]) -> argparse.Namespace:
     add("-t", "--check", action="store_true", help="check the configuration and exit")
     add("-l", "--log-dir", metavar="DIR", type=Path, help="write access.log and rpxy-l4.log there")
     add("-V", "--version", action="count", default=0, help="print the version; -VV what it runs on, too")
+    add("--check-upgrade", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(given)
     if options.config is None and not options.version:
         parser.error("-c FILE is required, or a command")
@@ -155,22 +158,62 @@ def _check(config: Path) -> int:
     return ExitStatus.OK
 
 
-def _serve(config: Path, log_dir: Path | None) -> int:
-    hold()
-    from rpxy_l4 import logs
-    from rpxy_l4.net.listen import BindError
-    from rpxy_l4.supervisor.main import Supervisor
+def _check_upgrade(config: Path, log_dir: Path | None) -> int:
+    """Judge what a running supervisor of another version would leave to this one; it comes on standard input."""
+    from rpxy_l4.supervisor import upgrade
+    from rpxy_l4.supervisor.reload import content_of, load, printable
 
-    # Before the first fork, so that the children share it.
-    from rpxy_l4.workers.main import run as run_worker
+    try:
+        state = upgrade.unpack(sys.stdin.buffer.read())
+    except upgrade.UpgradeError as error:
+        _complain(f"rpxy-l4 {VERSION}: {error}")
+        return ExitStatus.UNAVAILABLE
+    load(
+        content_of(state.content),
+        printable(config),
+        generation=state.generation + 1,
+        known=state.directory(),
+        cpus=1,
+        slots=state.slots,
+    )
+    return ExitStatus.OK if _open_logs(log_dir) else ExitStatus.FAILURE
+
+
+def _open_logs(log_dir: Path | None) -> bool:
+    """Begin to log as the supervisor; False, and a complaint, when that is impossible."""
+    from rpxy_l4 import logs
 
     try:
         logs.setup("supervisor", log_dir)
     except OSError as error:
         _complain(f"rpxy-l4: cannot open the log files: {_in_words(error)}")
+        return False
+    return True
+
+
+def _serve(config: Path, log_dir: Path | None) -> int:
+    hold()
+    from rpxy_l4.supervisor import systemd
+
+    # Before anything is opened: what systemd has passed is known by its numbers.
+    manager = systemd.Manager.take(os.environ, os.getpid())
+    from rpxy_l4.net.listen import BindError
+    from rpxy_l4.supervisor.main import Supervisor
+    from rpxy_l4.supervisor.upgrade import UpgradeError, inherited
+
+    # Before the first fork, so that the children share it.
+    from rpxy_l4.workers.main import run as run_worker
+
+    if not _open_logs(log_dir):
         return ExitStatus.FAILURE
     try:
-        supervisor = Supervisor(config, log_dir, run_worker=run_worker, run_admin=_run_admin)
+        before = inherited(os.environ)
+        supervisor = Supervisor(
+            config, log_dir, run_worker=run_worker, run_admin=_run_admin, manager=manager, before=before
+        )
+    except UpgradeError as error:
+        _complain(f"rpxy-l4: {error}")
+        return ExitStatus.UNAVAILABLE
     except BindError as error:
         _complain(f"rpxy-l4: cannot listen on {error}")
         return ExitStatus.UNAVAILABLE
@@ -184,11 +227,11 @@ def _serve(config: Path, log_dir: Path | None) -> int:
         return ExitStatus.INTERNAL
 
 
-def _run_admin(channel: Channel, slab: Slab, slots: int, listening: ListeningSocket | None) -> int:
+def _run_admin(channel: Channel, slab: Slab, workers: int, listening: ListeningSocket | None) -> int:
     # What it needs costs memory that only this process shall pay.
     from rpxy_l4.admin.main import run
 
-    return run(channel, slab, slots, listening)
+    return run(channel, slab, workers, listening)
 
 
 def _print_version(*, verbose: bool) -> None:

@@ -1,7 +1,8 @@
 """What the supervisor and its children say to each other. Pure: how it travels is ``net.channel``.
 
-Both ends are the same program, one forked from the other over a socket pair that nobody else can open; that is why
-pickle is safe here, and why there is no version to negotiate.
+Both ends are this program, over a socket pair that nobody else can open; that is why pickle is safe here. After an
+upgrade, workers of the version before are told to release slots and to drain, and give their flows to new ones: the
+number ``supervisor.upgrade.FORMAT`` stands for what both versions have to understand.
 
 A worker starts empty and is given its first configuration by ``Apply``, exactly as at a reload.
 """
@@ -11,13 +12,61 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
+from rpxy_l4.endings import Detected
 from rpxy_l4.metrics.layout import Directory
-from rpxy_l4.snapshot import Bind, Snapshot
+from rpxy_l4.snapshot import Bind, Route, Snapshot, Target
+from rpxy_l4.verdict import Match
+
+
+class FlowRecord(NamedTuple):
+    """A UDP flow on its way to another worker. Times are CLOCK_MONOTONIC seconds."""
+
+    key: bytes
+    client: tuple[str, int] | tuple[str, int, int, int]
+    reply: tuple[int, int, bytes] | None
+    """The control message that answers are sent with."""
+    held: tuple[bytes, ...]
+    """Undecided: what the client has sent. Such a flow has nothing of what follows."""
+    opened: float
+    decided: float = 0.0
+    last: float = 0.0
+    """When its last datagram came."""
+    detected: Detected = Detected.SKIPPED
+    match: Match | None = None
+    route: Route | None = None
+    """With nothing but what a session needs that is under way."""
+    target: Target | None = None
+    address: str = ""
+    tries: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    datagrams_in: int = 0
+    datagrams_out: int = 0
+    has_answered: bool = False
+    is_confirmed: bool = False
+    bulk: int = 0
+    """How long messages from the target probably are, where its socket coalesces them; 0: it does not."""
+
 
 Resolved = Mapping[str, tuple[str, ...]]
 """Host name -> IP literals, sorted. A name that never resolved is missing."""
+
+
+class Place(NamedTuple):
+    """One listening socket: that of an address and a slot."""
+
+    slot: int
+    bind: Bind
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Supervisor to worker: listening sockets for the ``Apply`` or ``Inherit`` that follows."""
+
+    places: tuple[Place, ...]
+    """Of the descriptors that travel with this message, in their order; the worker owns them then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +78,64 @@ class Apply:
 
     snapshot: Snapshot
     addresses: Resolved
-    attached: tuple[Bind, ...]
-    """The binds of the descriptors that travel with this message, in their order; the worker owns them then."""
+    slots: frozenset[int]
+    """The slots that are the worker's: it accepts from the sockets attached for these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Supervisor to worker: give up a slot, handing its UDP flows over; then answer ``Released``.
+
+    With it comes a descriptor, one end of a channel; the worker that is told to ``Inherit`` has the other. TCP sessions
+    stay. What waits in the slot's sockets waits for the one who inherits.
+    """
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inherit:
+    """Supervisor to worker: serve a slot, after its UDP flows have come; then answer ``Inherited``.
+
+    With it comes a descriptor, the other end of that channel. Its end of stream means that all that can come has come.
+    """
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flows:
+    """Worker to worker: flows of one address of the slot; to be answered with ``Taken``.
+
+    A descriptor comes with each record that says so, in their order; before these, if ``until`` is not None, the
+    listening socket itself, because the address has left the configuration.
+    """
+
+    bind: Bind
+    series: int
+    """The listener's in the counters."""
+    until: float | None
+    """CLOCK_MONOTONIC: when an address that has left the configuration is to be closed."""
+    records: tuple[FlowRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Worker to worker: ready for the next ``Flows``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Worker to supervisor: the slot's listening sockets are closed here, and its flows on their way."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """Worker to supervisor: the slot is served."""
+
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +179,10 @@ class Draining:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One slot, as the supervisor sees it."""
+    """One worker, as the supervisor sees it."""
 
-    slot: int
+    number: int
+    """From 0; also that of its row of counters."""
     pid: int | None
     state: str
     """``starting``, ``ready`` or ``draining``; ``dead`` while it waits to be replaced."""
@@ -93,7 +199,7 @@ class Status:
     directory: Directory
     workers: tuple[WorkerStatus, ...]
     worker_cpu: Mapping[int, tuple[float, float]] = field(default_factory=dict)
-    """User and system CPU seconds of the processes that filled a slot and have ended."""
+    """User and system CPU seconds of the processes that had a worker's number and have ended."""
     restarts: Mapping[str, int] = field(default_factory=dict)
     """Unplanned restarts by cause: ``exit``, ``signal``, ``heartbeat``."""
     reloads: Mapping[str, int] = field(default_factory=dict)
@@ -109,7 +215,11 @@ class Status:
         return self.incoming or self.snapshot
 
 
-Message = Apply | Addresses | Drain | ReopenLogs | Applied | NotApplied | Draining | Status
+Message = (
+    Attach | Apply | Addresses | Release | Inherit | Drain | ReopenLogs  # to a worker
+    | Applied | NotApplied | Released | Inherited | Draining | Status  # from a worker, to the admin process
+    | Flows | Taken  # between two workers
+)  # fmt: skip
 
 
 def encode(message: Message) -> bytes:

@@ -27,7 +27,7 @@ class Reason(Word):
     TARGET_RESET = "target_reset"
     """The target reset the connection, or vanished."""
     IDLE = "idle"
-    """A UDP flow without a datagram in either direction for its idle lifetime."""
+    """A UDP flow without a datagram in either direction for its route's idle lifetime."""
     CONNECT_REFUSED = "connect_refused"
     """Every target was tried; the last one refused."""
     CONNECT_TIMEOUT = "connect_timeout"
@@ -40,6 +40,10 @@ class Reason(Word):
     """Held by a worker process that died."""
     INTERNAL = "internal"
     """A fault of this program or a limit of the machine; the event log has the details."""
+    UNCONFIRMED = "unconfirmed"
+    """A UDP flow whose client sent no more than once, or never again after an answer, and then nothing for a moment."""
+    EVICTED = "evicted"
+    """An unconfirmed UDP flow, the oldest one, gave way to a new one when there was no room."""
 
 
 class Rejection(Word):
@@ -63,6 +67,10 @@ class Rejection(Word):
     """The worker is stopping."""
     RESOURCES = "resources"
     """Out of descriptors, memory or ports; the event log has the details."""
+    EVICTED = "evicted"
+    """Undecided, the oldest one, and it gave way to a new one when there were too many."""
+    RATE = "rate"
+    """More came in a second than ``tcp_max_new_per_second`` or ``udp_max_new_per_second`` allows."""
 
 
 class Drop(Word):
@@ -81,7 +89,8 @@ class Drop(Word):
     RESOURCES = "resources"
     """Out of descriptors, memory or ports."""
     UNDECIDED = "undecided"
-    """Waiting for the rest of a first flight when too many other flows were doing the same."""
+    """Held for a first flight of which the rest had not come when the flow had to give way to a new one."""
+    RATE = "rate"
 
 
 class Detected(Word):
@@ -99,6 +108,8 @@ class Detected(Word):
     """Undecided when the time for it was used up."""
     SKIPPED = "skipped"
     """Nothing was to be detected: the listener has only a default route."""
+    REMEMBERED = "remembered"
+    """UDP: not to be recognised, but the client had a flow before, and this may go on with it."""
 
 
 class ConnectResult(Word):

@@ -25,6 +25,15 @@ class LoadBalance(enum.StrEnum):
     NONE = "none"
 
 
+class AtLimit(enum.StrEnum):
+    """What becomes of TCP connections beyond a limit."""
+
+    RESET = "reset"
+    """They are accepted and reset."""
+    WAIT = "wait"
+    """They wait in the accept queue."""
+
+
 class ProxyVersion(enum.StrEnum):
     """Version of the PROXY protocol header sent to a target."""
 
@@ -99,6 +108,10 @@ class Side:
     series: int
     """Index of (listener, transport) in the counters' listener table."""
     max_sessions: int
+    max_new_per_second: int = 0
+    """New sessions a second, over all workers; 0: any number."""
+    at_limit: AtLimit = AtLimit.RESET
+    """TCP: what becomes of connections beyond either limit."""
 
     @property
     def wanted(self) -> frozenset[Protocol]:
@@ -125,6 +138,8 @@ class Snapshot:
     recv_proxy_protocol: bool = False
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     workers: int = 1
+    slots: int = 1
+    """Sets of listening sockets; never fewer than workers."""
     watch: bool = True
     access_log: bool = True
     """Whether sessions that begin under this configuration have a line when they end or are refused."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, NoReturn
 
-from rpxy_l4.control import Message
-from rpxy_l4.net.channel import Channel
-from rpxy_l4.snapshot import Bind
+from rpxy_l4.control import Attach, Message, Place
+from rpxy_l4.net.channel import DESCRIPTORS_AT_A_TIME, Channel
 from rpxy_l4.supervisor.signals import SIGNALS
+from rpxy_l4.supervisor.sockets import ListeningSockets
 from rpxy_l4.supervisor.status import ExitStatus
 
 _LOG: Final = logging.getLogger(__name__)
@@ -39,10 +39,10 @@ class Child:
     channel: Channel
     connected: bool = True
     """Whether the channel is open on both ends."""
-    binds: tuple[Bind, ...] = ()
-    """What it was given to listen on."""
-    confirmed: tuple[Bind, ...] = ()
-    """What it has confirmed to listen on."""
+    places: frozenset[Place] = frozenset()
+    """The listening sockets that it was given."""
+    confirmed: frozenset[Place] = frozenset()
+    """Those that it has confirmed to have."""
     sent: int = 0
     """The last generation it was sent; 0 before the first."""
     applied: int = 0
@@ -51,12 +51,33 @@ class Child:
     """It has not been told the newest addresses of names."""
     draining: bool = False
     """It accepts nothing new."""
+    is_old: bool = False
+    """It runs the program that was there before an upgrade, and is to be replaced."""
     hung: bool = False
     """It was aborted because it gave no sign of life."""
+
+    @classmethod
+    def of_another_program(cls, pid: int, descriptor: int, channel: int | None, *, draining: bool) -> Child:
+        """Return a child that this process had before it executed this program; the descriptors are its own."""
+        if channel is None:
+            closed = Channel.pair()[0]
+            closed.close()
+            return cls(pid, descriptor, closed, connected=False, draining=draining, is_old=True)
+        return cls(pid, descriptor, Channel.of(channel), draining=draining, is_old=True)
 
     def send(self, message: Message, descriptors: Iterable[int] = ()) -> bool:
         """Send a message; False when it cannot be delivered."""
         return self.connected and self.channel.send(message, tuple(descriptors))
+
+    def attach(self, places: Sequence[Place], sockets: ListeningSockets) -> bool:
+        """Send the listening sockets of these places, as far as it does not have them; False when that failed."""
+        new = [place for place in places if place not in self.places]
+        for start in range(0, len(new), DESCRIPTORS_AT_A_TIME):
+            piece = tuple(new[start : start + DESCRIPTORS_AT_A_TIME])
+            if not self.send(Attach(piece), sockets.descriptors(piece)):
+                return False
+            self.places |= frozenset(piece)
+        return True
 
     def end(self) -> Death:
         """Collect the process, which must have ended, and close what belongs to it."""

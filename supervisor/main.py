@@ -17,7 +17,8 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -31,34 +32,54 @@ from rpxy_l4.control import (
     Apply,
     Drain,
     Draining,
+    Inherit,
+    Inherited,
     Message,
     NotApplied,
+    Place,
+    Release,
+    Released,
     ReopenLogs,
     Status,
     WorkerStatus,
 )
 from rpxy_l4.errors import ConfigError
+from rpxy_l4.flow_memory import ENTRY_BYTES, FlowMemories
 from rpxy_l4.metrics.layout import Cell, Directory
-from rpxy_l4.metrics.settle import settle
+from rpxy_l4.metrics.settle import balance, settle
 from rpxy_l4.metrics.slab import Slab
 from rpxy_l4.metrics.totals import worker_sessions
 from rpxy_l4.net.channel import Channel
 from rpxy_l4.net.kernel import raise_open_files
 from rpxy_l4.net.listen import BindError, ListeningSocket
-from rpxy_l4.snapshot import Snapshot
-from rpxy_l4.supervisor import policy
+from rpxy_l4.net.memory import SharedMemory
+from rpxy_l4.snapshot import Bind, Snapshot
+from rpxy_l4.supervisor import policy, systemd, upgrade
 from rpxy_l4.supervisor.children import Child, close_inherited, start
 from rpxy_l4.supervisor.policy import ADMIN, Abort, Action, Dismiss, Finish, Kill, Seat, Spawn, Suspect
-from rpxy_l4.supervisor.reload import descriptors_wanted, load, new_names, plan_binds, printable, read_content
+from rpxy_l4.supervisor.reload import (
+    content_of,
+    descriptors_wanted,
+    load,
+    new_names,
+    plan_binds,
+    printable,
+    read_content,
+)
 from rpxy_l4.supervisor.signals import SIGNALS, Order, SignalInbox, name_of
+from rpxy_l4.supervisor.slots import Move, deal, plan_moves
 from rpxy_l4.supervisor.sockets import ListeningSockets
 from rpxy_l4.supervisor.status import ExitStatus
+from rpxy_l4.supervisor.systemd import Manager
 from rpxy_l4.supervisor.timers import Timers
+from rpxy_l4.supervisor.upgrade import State
 from rpxy_l4.supervisor.watch import FileWatch
+from rpxy_l4.verdict import Transport
+from rpxy_l4.version import VERSION
 
 _LOG: Final = logging.getLogger(__name__)
 
-RunWorker = Callable[[int, int, Channel, Slab], int]
+RunWorker = Callable[[int, int, Channel, Slab, FlowMemories], int]
 RunAdmin = Callable[[Channel, Slab, int, ListeningSocket | None], int]
 
 # An editor writes a file in several steps; this is how long it must have been quiet.
@@ -76,16 +97,34 @@ FAULT_PAUSE: Final = 0.1
 FAULT_RETRY: Final = 1.0
 _NANOSECONDS: Final = 1_000_000_000
 _ADMIN_BACKLOG: Final = 128
+_CHECK_PATIENCE: Final = 30.0
+_BARRIER_PATIENCE: Final = 5.0
+_LEAST_REMEMBERED: Final = 1 << 18
+_REMEMBERED: Final = 600.0
+"""Seconds that the target of a flow is remembered after its end."""
 
 
 class Supervisor:
     """Owns configuration, listening sockets, counters and children."""
 
-    def __init__(self, config: Path, log_dir: Path | None, *, run_worker: RunWorker, run_admin: RunAdmin) -> None:
+    def __init__(
+        self,
+        config: Path,
+        log_dir: Path | None,
+        *,
+        run_worker: RunWorker,
+        run_admin: RunAdmin,
+        manager: Manager = Manager(),  # noqa: B008  immutable
+        before: State | None = None,
+    ) -> None:
         """Load the configuration and listen on its addresses; nothing is forked yet.
 
-        ``run_worker`` and ``run_admin`` are what the children do. Raises ConfigError for a file that is wrong or
-        cannot be read, BindError for an address that cannot be listened on.
+        ``run_worker`` and ``run_admin`` are what the children do. Of what ``manager`` has passed, listening sockets of
+        a supervisor before are taken over, and all else is closed. ``before`` is what an older version left in this
+        process: its configuration, sockets, counters and children are taken over, and the file is not read.
+
+        Raises ConfigError for a file that is wrong or cannot be read, BindError for an address that cannot be listened
+        on.
         """
         self._config = config
         self._log_dir = log_dir
@@ -96,23 +135,48 @@ class Supervisor:
 
         self._name = printable(config)
         self._is_regular = config.is_file()
-        content = read_content(config, may_wait=True)
-        snapshot, self._directory = load(content, self._name, generation=1, known=Directory(), cpus=self._cpus)
-        self._seen: str | None = content.sha256
+        self._content = read_content(config, may_wait=True) if before is None else content_of(before.content)
+        """The configuration that was last found good."""
+        snapshot, self._directory = load(
+            self._content,
+            self._name,
+            generation=1 if before is None else before.generation + 1,
+            known=Directory() if before is None else before.directory(),
+            cpus=self._cpus,
+            slots=_slots_of(manager) if before is None else before.slots,
+        )
+        self._manager = manager
+        self._notifier = systemd.Notifier(manager.told)
+        self._ping_interval = systemd.watchdog_interval(manager.told, os.getpid())
+        self._seen: str | None = self._content.sha256
         """Of the content that was last tried, None when it could not be read."""
         self._incoming: Snapshot | None = None
         self._in_force: Snapshot | None = None
         self._announced = 0
         """The last generation that was reported as applied."""
 
-        self._slots = snapshot.workers
-        # One row more than workers: the admin process beats there.
-        self._slab = Slab(self._slots + 1)
+        self._slots = snapshot.slots if before is None else before.slots
+        self._wanted = min(snapshot.workers, self._slots) if before is None else before.workers
+        """How many workers there are to be."""
+        self._owners = deal(self._slots, range(self._wanted)) if before is None else dict(before.owners)
+        """The worker of each slot."""
+        self._moves: dict[int, set[int]] = {}
+        """Slots that move, with the workers that have something to do for that."""
+        # Workers that leave may take their time, and those who follow them have numbers, and rows, of their own.
+        self._rows = 2 * self._slots
+        # Two more: the supervisor's own, and the one where the admin process beats.
+        self._counters = SharedMemory(Slab.size(self._rows + 2), None if before is None else before.counters)
+        self._slab = Slab(self._rows + 2, memory=self._counters.view)
+        self._flows = (
+            SharedMemory(_flow_bytes(snapshot, self._slots))
+            if before is None
+            else SharedMemory(before.flow_bytes, before.flows)
+        )
+        self._secret = os.urandom(16) if before is None else before.secret
         self._sockets = ListeningSockets(self._slots)
         self._admin_sockets = ListeningSockets(1)
-        self._bind(snapshot)
 
-        self._seats = {slot: Seat(slot) for slot in (ADMIN, *range(self._slots))}
+        self._seats = {number: Seat(number) for number in (ADMIN, *range(self._wanted))}
         self._children: dict[int, Child] = {}
         self._addresses: dict[str, tuple[str, ...]] = {}
         self._cpu_of_the_dead: dict[int, tuple[float, float]] = {}
@@ -120,6 +184,17 @@ class Supervisor:
         self._reloads = {"success": 0, "failure": 0, "unchanged": 0}
         self._last_reload_ok = True
         self._last_reload_success = 0.0
+        self._check: upgrade.Check | None = None
+        """The new program, judging whether it can take over."""
+        self._judged: Snapshot | None = None
+        """The configuration that it judges."""
+        self._upgrade_is_due = False
+        self._is_upgraded = before is not None
+        if before is None:
+            self._adopt(snapshot)
+        else:
+            self._take_over(before)
+        self._bind(snapshot)
         self._status_is_due = False
 
         self._timers = Timers()
@@ -138,9 +213,14 @@ class Supervisor:
         self._inbox = SignalInbox()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._inbox, selectors.EVENT_READ, self._on_signal)
+        for number in self._children:
+            self._listen_to(number)
+        if ADMIN in self._children:
+            self._dismiss(ADMIN)
         # What was loaded until now stays where it is: the collector would touch, and so copy, its pages in each child.
         gc.collect()
         gc.freeze()
+        self._ping()
         self._act()
         while not self._finished:
             self._turn()
@@ -162,7 +242,17 @@ class Supervisor:
     def _act(self) -> None:
         """Bring everything forward that can go forward."""
         self._wake_at = time.monotonic() + FAULT_RETRY
-        for step in (self._roll_out, self._close_after_drain, self._govern, self._send_status):
+        for step in (
+            self._roll_out,
+            self._close_after_drain,
+            self._replace_old,
+            self._staff,
+            self._move_slots,
+            self._dismiss_leavers,
+            self._begin_upgrade,
+            self._govern,
+            self._send_status,
+        ):
             self._attempt(step)
         self._wake_at = min(self._wake_at, self._timers.next)
 
@@ -178,8 +268,8 @@ class Supervisor:
     def _govern(self) -> None:
         """Start, judge and end children."""
         while True:
-            for slot, seat in self._seats.items():
-                row = self._slab.row(self._slots if slot == ADMIN else slot)
+            for number, seat in self._seats.items():
+                row = self._slab.row(self._rows + 1 if number == ADMIN else number)
                 seat.beat = row[Cell.HEARTBEAT] / _NANOSECONDS
             seats = tuple(self._seats.values())
             decision = policy.decide(seats, stopping=self._stopping, now=time.monotonic(), grace=self._grace)
@@ -205,22 +295,58 @@ class Supervisor:
         except BindError:
             self._sockets.close(plan.open)
             raise
+        self._store(plan.open)
+
+    def _adopt(self, snapshot: Snapshot) -> None:
+        """Listen on what a supervisor before this one listened on, with what waits there."""
+        known = [(systemd.parse_socket_name(name), descriptor) for name, descriptor in self._manager.passed]
+        for place, descriptor in known:
+            if place is None:
+                _LOG.warning("closing descriptor %d, which was passed to this program for nothing it knows", descriptor)
+                os.close(descriptor)
+        refused = self._sockets.adopt(
+            [(*place, number) for place, number in known if place is not None], snapshot.binds
+        )
+        for bind, slot in refused:
+            self._notifier.remove(systemd.socket_name(bind, slot))
+        if refused:
+            # Until the manager has closed its copies, the addresses are taken.
+            self._notifier.barrier(_BARRIER_PATIENCE)
+        if self._sockets.binds:
+            _LOG.info("taken over, with what waits there: %s", ", ".join(map(str, sorted(self._sockets.binds))))
+        self._store(self._sockets.binds)
+
+    def _store(self, binds: Iterable[Bind]) -> None:
+        """Have the service manager keep copies of these sockets, for the case that this process dies."""
+        for bind in binds:
+            for slot, descriptor in enumerate(self._sockets.all_descriptors()[bind]):
+                self._notifier.store(systemd.socket_name(bind, slot), (descriptor,))
+
+    def _ping(self) -> None:
+        if self._ping_interval is not None:
+            self._notifier.watchdog()
+            self._after(self._ping_interval, self._ping)
 
     def _receive(self, snapshot: Snapshot) -> None:
         """Have the names of a loaded configuration looked up."""
         wanted = descriptors_wanted(snapshot)
-        if wanted > self._open_files * self._slots:
+        if wanted > self._open_files * snapshot.workers:
             text = "the limits allow sessions that need %d descriptors, but %d workers may open %d each"
-            _LOG.warning(text, wanted, self._slots, self._open_files)
+            _LOG.warning(text, wanted, snapshot.workers, self._open_files)
         self._incoming = snapshot
         self._status_is_due = True
-        self._after(NAMES_PATIENCE if new_names(snapshot, self._in_force) else 0.0, self._enforce)
+        unknown = new_names(snapshot, self._in_force) - self._addresses.keys()
+        self._after(NAMES_PATIENCE if unknown else 0.0, self._enforce)
 
     def _enforce(self) -> None:
         """Put the incoming configuration in force: send it to every worker."""
         snapshot = self._incoming
         self._timers.cancel(self._enforce)
         if snapshot is None or self._stopping:
+            return
+        if self._moves:
+            # Who gives a slot and who takes it have to agree on what addresses there are.
+            self._after(RESEND_INTERVAL, self._enforce)
             return
         before = self._in_force
         if before is not None and 1 < before.generation != self._announced:
@@ -231,33 +357,37 @@ class Supervisor:
         self._status_is_due = True
         self._sockets.set_backlog(snapshot.tcp_backlog)
         self._set_watch(wanted=snapshot.watch)
-        for slot in self._workers():
-            self._send_configuration(slot)
+        if before is not None and before.workers != snapshot.workers:
+            self._want_workers(snapshot.workers)
+        for number in self._configurable():
+            self._send_configuration(number)
 
-    def _send_configuration(self, slot: int) -> None:
+    def _send_configuration(self, number: int) -> None:
         """Send a worker the configuration in force, with the sockets that it does not have yet."""
-        snapshot, child, seat = self._in_force, self._children[slot], self._seats[slot]
+        snapshot, child, seat = self._in_force, self._children[number], self._seats[number]
         if snapshot is None:
             return
-        attached = tuple(bind for bind in snapshot.binds if bind not in child.binds)
+        slots = frozenset(slot for slot, owner in self._owners.items() if owner == number)
+        places = [Place(slot, bind) for slot in sorted(slots) for bind in snapshot.binds]
         # Of one that does not read, an answer is expected all the same.
         if seat.asked is None:
             seat.asked = time.monotonic()
-        if not child.send(Apply(snapshot, self._addresses, attached), self._sockets.of_slot(slot, attached)):
+        attached = child.attach(places, self._sockets)
+        if not attached or not child.send(Apply(snapshot, self._addresses, slots)):
             self._after(RESEND_INTERVAL, self._resend)
             return
-        child.sent, child.binds, child.addresses_due = snapshot.generation, snapshot.binds, False
+        child.sent, child.places, child.addresses_due = snapshot.generation, frozenset(places), False
 
     def _resend(self) -> None:
         """Tell the workers what could not be delivered."""
         if self._stopping or self._in_force is None:
             return
-        for slot in self._workers():
-            child = self._children[slot]
+        for number in self._configurable():
+            child = self._children[number]
             if not child.connected:
                 continue
             if child.sent != self._in_force.generation:
-                self._send_configuration(slot)
+                self._send_configuration(number)
             elif child.addresses_due:
                 self._send_addresses(child)
 
@@ -271,26 +401,36 @@ class Supervisor:
         if self._stopping or self._incoming is not None or self._in_force is None:
             return
         snapshot = self._in_force
-        workers = [self._children[slot] for slot in self._workers()]
+        workers = [self._children[number] for number in self._staying()]
+        if self._has_old:
+            return
         if any(child.applied != snapshot.generation for child in workers):
             return
         # A UDP socket with flows stays open in a worker for as long as a drain may last, and a moment.
         retired_until = time.monotonic() + snapshot.drain_timeout + policy.DRAIN_GRACE
-        self._sockets.close(plan_binds(self._sockets.binds, snapshot.binds).close, until=retired_until)
+        gone = plan_binds(self._sockets.binds, snapshot.binds).close
+        self._sockets.close(gone, until=retired_until)
+        for bind in gone:
+            for slot in range(self._slots):
+                self._notifier.remove(systemd.socket_name(bind, slot))
         if workers and self._announced != snapshot.generation:
             self._announced = snapshot.generation
             self._last_reload_success = time.time()
             self._status_is_due = True
-            if snapshot.generation > 1:
+            if snapshot.generation > 1 and not self._is_upgraded:
                 self._count_reload("success")
             # Whoever waits for the line may look at the metrics next.
             self._send_status()
-            result = f"generation {snapshot.generation} applied on {len(workers)}/{self._slots} workers"
-            if snapshot.generation > 1:
+            result = f"generation {snapshot.generation} applied on {len(workers)}/{self._wanted} workers"
+            self._notifier.ready(result)
+            if self._is_upgraded:
+                self._is_upgraded = False
+                _LOG.info("upgraded to version %s: %s", VERSION, result)
+            elif snapshot.generation > 1:
                 _LOG.info("%s", result)
             else:
                 _LOG.info("ready: %s, listening on %s", result, ", ".join(map(str, snapshot.binds)))
-        if self._reload_is_due:
+        if self._reload_is_due and not self._moves:
             self._reload_is_due = False
             self._reload(snapshot)
 
@@ -299,6 +439,7 @@ class Supervisor:
         self._reload_is_due = True
 
     def _reload(self, current: Snapshot) -> None:
+        self._notifier.reloading(time.monotonic_ns() // 1000)
         # What happened to the file until now is in what is read next.
         self._timers.cancel(self._want_reload)
         self._has_changed()
@@ -312,6 +453,7 @@ class Supervisor:
         if content.sha256 == current.sha256:
             self._count_reload("unchanged")
             _LOG.info("the configuration file is unchanged")
+            self._notifier.ready(f"generation {current.generation}")
             return
         try:
             snapshot, directory = load(
@@ -320,6 +462,7 @@ class Supervisor:
                 generation=current.generation + 1,
                 known=self._directory,
                 cpus=self._cpus,
+                slots=self._slots,
             )
             self._bind(snapshot)
         except ConfigError as error:
@@ -328,14 +471,16 @@ class Supervisor:
         except BindError as error:
             self._refuse(f"cannot listen on {error}")
             return
-        if snapshot.workers != self._slots:
-            _LOG.warning("workers = %d takes effect at the next start; it stays %d", snapshot.workers, self._slots)
+        self._content = content
+        if snapshot.slots != self._slots:
+            _LOG.warning("slots = %d takes effect at the next start; it stays %d", snapshot.slots, self._slots)
         self._directory = directory
         self._receive(snapshot)
 
     def _refuse(self, why: str) -> None:
         self._count_reload("failure")
         _LOG.error("the configuration was not reloaded, nothing has changed:\n%s", why)
+        self._notifier.ready(f"the configuration file is wrong; in force is that of before: {why}")
 
     def _count_reload(self, result: str) -> None:
         self._reloads[result] += 1
@@ -421,6 +566,12 @@ class Supervisor:
                         child.send(ReopenLogs())
                     if opened:
                         _LOG.info("log files opened again")
+                case Order.UPGRADE:
+                    self._want_upgrade()
+                case Order.MORE_WORKERS:
+                    self._want_workers(self._wanted + 1)
+                case Order.FEWER_WORKERS:
+                    self._want_workers(self._wanted - 1)
                 case Order.NOTHING:
                     pass
 
@@ -435,20 +586,28 @@ class Supervisor:
         else:
             _LOG.info("draining %d sessions, up to %g s; a second signal stops at once", self._open_sessions(), timeout)
             self._after(PROGRESS_INTERVAL, self._report_progress)
+        self._notifier.stopping()
+        self._notifier.more_time(patience + policy.STOP_GRACE)
         if not self._stopping:
             self._after(CLOSE_PATIENCE, self._sockets.close_all)
         self._stopping = True
         self._status_is_due = True
         self._stop_watching()
-        for slot in self._workers():
-            self._children[slot].send(Drain(timeout))
-            seat = self._seats[slot]
-            kill_at = time.monotonic() + patience
-            seat.kill_at = kill_at if seat.kill_at is None else min(seat.kill_at, kill_at)
+        if self._check is not None:
+            self._check.kill()
+        for number in self._workers():
+            self._drain(number, timeout, patience)
+
+    def _drain(self, number: int, timeout: float, patience: float) -> None:
+        """Have a worker finish its sessions, within ``timeout`` seconds, and end, within ``patience``."""
+        self._children[number].send(Drain(timeout))
+        seat = self._seats[number]
+        kill_at = time.monotonic() + patience
+        seat.kill_at = kill_at if seat.kill_at is None else min(seat.kill_at, kill_at)
 
     def _close_after_drain(self) -> None:
         """Close the listening sockets as soon as no worker accepts from them any more."""
-        if self._stopping and all(self._children[slot].draining for slot in self._workers()):
+        if self._stopping and all(self._children[number].draining for number in self._workers()):
             self._timers.cancel(self._sockets.close_all)
             self._sockets.close_all()
 
@@ -458,61 +617,321 @@ class Supervisor:
             self._after(PROGRESS_INTERVAL, self._report_progress)
 
     def _open_sessions(self) -> int:
-        return sum(sum(worker_sessions(self._slab.row(slot))) for slot in self._workers())
+        return sum(sum(worker_sessions(self._slab.row(number))) for number in self._workers())
+
+    # Workers and slots
+
+    def _want_workers(self, count: int) -> None:
+        """Have so many workers from now on, one at least, and as many as there are slots at most."""
+        if self._stopping:
+            return
+        possible = max(1, min(count, self._slots))
+        if possible != count:
+            _LOG.warning("%d workers are not possible with %d slots", count, self._slots)
+        if possible != self._wanted:
+            _LOG.info("%d workers from now on, %d until now", possible, self._wanted)
+        self._wanted = possible
+
+    def _kept_seats(self) -> list[int]:
+        """Return the numbers of the workers that are to stay, whether they live or not."""
+        return sorted(seat.number for seat in self._seats.values() if seat.number != ADMIN and not seat.leaving)
+
+    def _staff(self) -> None:
+        """Add workers, or have some leave, until there are as many as wanted."""
+        if self._stopping:
+            return
+        staying = self._kept_seats()
+        for number in staying[self._wanted :]:
+            self._seats[number].leaving = True
+            self._status_is_due = True
+        for number in [number for number, seat in self._seats.items() if seat.leaving and not seat.occupied]:
+            if number not in self._owners.values():
+                del self._seats[number]
+        free = [number for number in range(self._rows) if number not in self._seats]
+        for number in free[: max(0, self._wanted - len(staying))]:
+            self._seats[number] = Seat(number)
+
+    def _move_slots(self) -> None:
+        """Begin to move slots from workers that leave, and to those that have less than others."""
+        if self._stopping or self._moves or self._in_force is None:
+            return
+        staying = self._kept_seats()
+        able = self._staying()
+        if any(self._children[number].applied != self._in_force.generation for number in able):
+            return
+        # Who has slots keeps them until everybody is there who is to share them; the slots of the dead cannot wait.
+        absent = [number for number in staying if number not in self._children]
+        if absent and all(owner in self._children for owner in self._owners.values()):
+            return
+        for move in plan_moves(self._owners, staying, able):
+            self._begin_move(move, self._in_force)
+
+    def _begin_move(self, move: Move, snapshot: Snapshot) -> None:
+        giver, taker = self._children.get(move.giver), self._children[move.taker]
+        places = frozenset(Place(move.slot, bind) for bind in snapshot.binds)
+        if giver is None or not giver.connected:  # its flows are gone, and the slot waits
+            self._owners[move.slot] = move.taker
+            self._send_configuration(move.taker)
+            return
+        end, other_end = Channel.pair()
+        try:
+            if not giver.send(Release(move.slot), (end.fileno(),)):
+                self._after(RESEND_INTERVAL, self._resend)
+                return
+            self._owners[move.slot] = move.taker
+            giver.places = frozenset(place for place in giver.places if place.slot != move.slot)
+            giver.confirmed &= giver.places
+            self._moves[move.slot] = {move.giver, move.taker}
+            if not taker.attach(sorted(places), self._sockets) or not taker.send(
+                Inherit(move.slot), (other_end.fileno(),)
+            ):
+                # It gets the slot with its configuration, once more, and without the flows.
+                self._has_done(move.slot, move.taker)
+                taker.sent = 0
+                self._after(RESEND_INTERVAL, self._resend)
+        finally:
+            end.close()
+            other_end.close()
+
+    def _has_done(self, slot: int, number: int) -> None:
+        """Note that a worker has done its part for a slot that moves, or never will."""
+        busy = self._moves.get(slot, set())
+        busy.discard(number)
+        if not busy and self._moves.pop(slot, None) is not None and not self._moves:
+            # Nothing is on its way just now.
+            rows = [self._slab.row(row) for row in range(self._rows)]
+            balance(rows, self._slab.row(self._rows), self._directory.targets.values())
+            shares = Counter(self._owners.values())
+            shown = ", ".join(f"{_title(owner)} has {count}" for owner, count in sorted(shares.items()))
+            _LOG.info("slots have moved: %s", shown)
+
+    def _dismiss_leavers(self) -> None:
+        """Let workers that leave finish their sessions, as soon as they have handed their slots over."""
+        if self._stopping or self._in_force is None:
+            return
+        busy = {number for workers in self._moves.values() for number in workers} | set(self._owners.values())
+        for number in self._workers():
+            seat = self._seats[number]
+            if seat.leaving and seat.kill_at is None and number not in busy:
+                timeout = self._in_force.drain_timeout
+                _LOG.info("%s leaves; it has %d sessions", _title(number), sum(worker_sessions(self._slab.row(number))))
+                self._drain(number, timeout, timeout + policy.DRAIN_GRACE)
+
+    # Another version of the program
+
+    def _want_upgrade(self) -> None:
+        """Upgrade as soon as nothing is under way that another program could not go on with."""
+        self._upgrade_is_due = self._check is None
+        if self._is_between:
+            _LOG.info("the upgrade waits for what is under way")
+
+    @property
+    def _is_between(self) -> bool:
+        """Whether a configuration or a slot is on its way, which a state does not tell."""
+        return self._incoming is not None or self._in_force is None or bool(self._moves)
+
+    def _begin_upgrade(self) -> None:
+        """Have the new program judge what it would take over; this one goes on meanwhile."""
+        if not self._upgrade_is_due or self._stopping or self._is_between:
+            return
+        self._upgrade_is_due = False
+        self._judged = self._in_force
+        try:
+            self._check = upgrade.Check(self._state())
+        except OSError as error:
+            _LOG.error("no upgrade, nothing has changed: cannot run the new program: %s", error.strerror)
+            return
+        self._selector.register(self._check, selectors.EVENT_READ, self._on_checked)
+        self._after(_CHECK_PATIENCE, self._check.kill)
+
+    def _on_checked(self) -> None:
+        assert self._check is not None  # noqa: S101  only then is there something to hear
+        self._timers.cancel(self._check.kill)
+        self._selector.unregister(self._check)
+        objection = self._check.end()
+        self._check = None
+        if self._stopping:
+            return
+        if objection is not None:
+            _LOG.error("no upgrade, nothing has changed; the new program says: %s", objection)
+        elif self._is_between or self._in_force is not self._judged:  # what it would take over now is something else
+            self._upgrade_is_due = True
+        else:
+            self._become_new()
+
+    def _state(self) -> State:
+        """Return what another program needs to go on from here."""
+        assert self._in_force is not None  # noqa: S101  as the callers have made sure
+        listener_series, target_series = upgrade.series_of(self._directory)
+        return State(
+            content=self._content.data,
+            generation=self._in_force.generation,
+            slots=self._slots,
+            workers=self._wanted,
+            owners=self._owners,
+            counters=self._counters.descriptor,
+            flows=self._flows.descriptor,
+            flow_bytes=len(self._flows.view),
+            secret=self._secret,
+            sockets=upgrade.as_plain(self._sockets.all_descriptors()),
+            admin_sockets=upgrade.as_plain(self._admin_sockets.all_descriptors()),
+            retired=[
+                (str(bind.transport), bind.host, bind.port, until) for bind, until in self._sockets.retired.items()
+            ],
+            children=[
+                upgrade.ChildState(
+                    number=number,
+                    pid=child.pid,
+                    descriptor=child.descriptor,
+                    channel=child.channel.fileno() if child.connected else None,
+                    born=self._seats[number].born,
+                    leaving=self._seats[number].leaving,
+                    draining=child.draining,
+                    kill_at=self._seats[number].kill_at,
+                )
+                for number, child in self._children.items()
+            ],
+            listener_series=listener_series,
+            target_series=target_series,
+            addresses=self._addresses,
+            cpu_of_the_dead=self._cpu_of_the_dead,
+            restarts=self._restarts,
+            reloads=self._reloads,
+            last_reload_success=self._last_reload_success,
+        )
+
+    def _become_new(self) -> None:
+        """Execute the new program in this process; of this one is left then what the state names, and signals."""
+        _LOG.info("upgrading: %s", " ".join(upgrade.command()))
+        # Until the new program listens to them, no signal may end it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            self._inbox.put_back()
+            if self._reload_is_due:
+                signal.raise_signal(signal.SIGHUP)
+            upgrade.execute(self._state(), systemd.successor(self._manager.told))
+        except OSError as error:
+            _LOG.error("no upgrade, nothing has changed: %s", error.strerror)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+    def _take_over(self, before: State) -> None:
+        """Go on with what the program before has left in this process."""
+        for descriptor in before.descriptors():
+            os.set_inheritable(descriptor, False)
+        retired = {Bind(Transport(transport), host, port): until for transport, host, port, until in before.retired}
+        self._sockets.take_over(upgrade.as_binds(before.sockets), retired)
+        self._admin_sockets.take_over(upgrade.as_binds(before.admin_sockets), {})
+        self._addresses = dict(before.addresses)
+        self._cpu_of_the_dead = dict(before.cpu_of_the_dead)
+        self._restarts |= before.restarts
+        self._reloads |= before.reloads
+        self._last_reload_success = before.last_reload_success
+        self._seats = {ADMIN: Seat(ADMIN), **{number: Seat(number) for number in set(self._owners.values())}}
+        for left in before.children:
+            seat = self._seats.setdefault(left.number, Seat(left.number))
+            seat.occupied, seat.born, seat.leaving, seat.kill_at = True, left.born, left.leaving, left.kill_at
+            self._children[left.number] = Child.of_another_program(
+                left.pid, left.descriptor, left.channel, draining=left.draining
+            )
+
+    def _replace_old(self) -> None:
+        """Have the next worker of the version before leave, as soon as the one before it has handed everything over."""
+        if self._stopping or self._moves or not self._has_old:
+            return
+        leaving = {number for number, seat in self._seats.items() if seat.leaving}
+        old = [number for number in self._workers() if self._children[number].is_old and number not in leaving]
+        if old and leaving.isdisjoint(self._owners.values()):
+            self._seats[min(old)].leaving = True
+            self._status_is_due = True
 
     # Children
 
     def _workers(self) -> list[int]:
-        """Return the slots that a process fills."""
-        return [slot for slot in self._children if slot != ADMIN]
+        """Return the numbers of the workers that have a process."""
+        return [number for number in self._children if number != ADMIN]
+
+    def _staying(self) -> list[int]:
+        """Return the numbers of those that are not leaving and run this version."""
+        return [
+            number
+            for number in self._workers()
+            if not self._seats[number].leaving and not self._children[number].is_old
+        ]
+
+    def _configurable(self) -> list[int]:
+        """Return the numbers of those that are told each configuration: those of this version not yet told to end."""
+        return [
+            number
+            for number in self._workers()
+            if self._seats[number].kill_at is None and not self._children[number].is_old
+        ]
+
+    @property
+    def _has_old(self) -> bool:
+        """Whether a worker of the version before still has to be replaced, or to hand slots over."""
+        owners = set(self._owners.values())
+        return any(
+            self._children[number].is_old and (number in owners or not self._seats[number].leaving)
+            for number in self._workers()
+        )
 
     def _carry_out(self, action: Action) -> None:
         match action:
-            case Spawn(slot):
-                self._spawn(slot)
-            case Suspect(slot):
-                self._seats[slot].suspected = time.monotonic()
-            case Abort(slot, why):
-                _LOG.error("%s hangs (%s): aborting it", _title(slot), why)
-                self._children[slot].hung = True
-                self._seats[slot].kill_at = time.monotonic() + policy.ABORT_GRACE
-                os.kill(self._children[slot].pid, signal.SIGABRT)
-            case Kill(slot):
-                _LOG.warning("%s does not end: killing it", _title(slot))
-                self._seats[slot].kill_at = math.inf
-                os.kill(self._children[slot].pid, signal.SIGKILL)
-            case Dismiss(slot):
-                self._seats[slot].kill_at = time.monotonic() + policy.STOP_GRACE
-                self._disconnect(slot)
+            case Spawn(number):
+                self._spawn(number)
+            case Suspect(number):
+                self._seats[number].suspected = time.monotonic()
+            case Abort(number, why):
+                _LOG.error("%s hangs (%s): aborting it", _title(number), why)
+                self._children[number].hung = True
+                self._seats[number].kill_at = time.monotonic() + policy.ABORT_GRACE
+                os.kill(self._children[number].pid, signal.SIGABRT)
+            case Kill(number):
+                _LOG.warning("%s does not end: killing it", _title(number))
+                self._seats[number].kill_at = math.inf
+                os.kill(self._children[number].pid, signal.SIGKILL)
+            case Dismiss(number):
+                self._dismiss(number)
             case Finish():
                 self._finished = True
 
-    def _spawn(self, slot: int) -> None:
-        seat = self._seats[slot]
+    def _spawn(self, number: int) -> None:
+        seat = self._seats[number]
         seat.born = time.monotonic()
         try:
-            child = start(self._be_admin if slot == ADMIN else partial(self._be_worker, slot))
+            child = start(self._be_admin if number == ADMIN else partial(self._be_worker, number))
         except OSError as error:
-            _LOG.error("cannot start %s: %s", _title(slot), error.strerror)
+            _LOG.error("cannot start %s: %s", _title(number), error.strerror)
             seat.fill_at = seat.born + policy.BACK_OFF[-1]
             return
         if seat.fill_at:
-            _LOG.info("%s is process %d now", _title(slot), child.pid)
-        self._children[slot] = child
+            _LOG.info("%s is process %d now", _title(number), child.pid)
+        self._children[number] = child
         seat.occupied, seat.asked, seat.kill_at = True, None, None
-        self._selector.register(child.descriptor, selectors.EVENT_READ, partial(self._on_death, slot))
-        self._selector.register(child.channel, selectors.EVENT_READ, partial(self._on_message, slot))
-        if slot == ADMIN:
-            bind = self._newest().admin
-            child.binds = () if bind is None else (bind,)
+        self._listen_to(number)
+        if number == ADMIN:
+            child.places = _admin_places(self._newest())
         else:
-            self._send_configuration(slot)
+            self._send_configuration(number)
         self._status_is_due = True
 
-    def _be_worker(self, slot: int, channel: Channel) -> int:
+    def _listen_to(self, number: int) -> None:
+        """Have a child's messages and its end noticed."""
+        child = self._children[number]
+        self._selector.register(child.descriptor, selectors.EVENT_READ, partial(self._on_death, number))
+        if child.connected:
+            self._selector.register(child.channel, selectors.EVENT_READ, partial(self._on_message, number))
+
+    def _dismiss(self, number: int) -> None:
+        self._seats[number].kill_at = time.monotonic() + policy.STOP_GRACE
+        self._disconnect(number)
+
+    def _be_worker(self, number: int, channel: Channel) -> int:
         """In the child: be a worker."""
-        self._become(f"worker {slot + 1}", channel)
-        return self._run_worker(slot, self._slots, channel, self._slab)
+        self._become(f"worker {number + 1}", channel)
+        memories = FlowMemories(self._flows.view, self._slots, self._secret, _REMEMBERED)
+        return self._run_worker(number, self._rows, channel, self._slab, memories)
 
     def _be_admin(self, channel: Channel) -> int:
         """In the child: be the admin process."""
@@ -521,7 +940,7 @@ class Supervisor:
         # Its packages take a while to load, and until then it would look like a second supervisor.
         setproctitle("rpxy-l4: admin")
         self._become("admin", channel, *(() if listening is None else (listening.fileno(),)))
-        return self._run_admin(channel, self._slab, self._slots, listening)
+        return self._run_admin(channel, self._slab, self._rows + 1, listening)
 
     def _become(self, role: str, channel: Channel, *keep: int) -> None:
         """In the child: let go of everything that is the supervisor's."""
@@ -543,35 +962,37 @@ class Supervisor:
             child.disconnect()
         close_inherited((channel.fileno(), *keep, *logs.current().descriptors()))
 
-    def _on_message(self, slot: int) -> None:
-        child = self._children.get(slot)
+    def _on_message(self, number: int) -> None:
+        child = self._children.get(number)
         while child is not None and child.connected:
             try:
                 received = child.channel.receive()
             except BlockingIOError:
                 return
             if received is None:
-                self._disconnect(slot)
+                self._disconnect(number)
                 return
             message, descriptors = received
             for descriptor in descriptors:
                 os.close(descriptor)
-            self._hear(slot, child, message)
+            self._hear(number, child, message)
 
-    def _hear(self, slot: int, child: Child, message: Message) -> None:
+    def _hear(self, number: int, child: Child, message: Message) -> None:
         match message:
             case Applied(generation):
                 child.applied = generation
                 if generation == child.sent:
-                    child.confirmed = child.binds
-                if generation == child.sent:
-                    self._seats[slot].asked = None
+                    child.confirmed = child.places
+                    self._seats[number].asked = None
                 self._status_is_due = True
             case NotApplied():
-                # What it has was confirmed; the rest is sent again, and it has its full time for that.
-                child.sent, child.binds = child.applied, child.confirmed
-                self._seats[slot].asked = time.monotonic()
-                self._after(RESEND_INTERVAL, self._resend)
+                if number in self._configurable():
+                    # What it has was confirmed; the rest is sent again, and it has its full time for that.
+                    child.sent, child.places = 0, child.confirmed
+                    self._seats[number].asked = time.monotonic()
+                    self._after(RESEND_INTERVAL, self._resend)
+            case Released(slot) | Inherited(slot):
+                self._has_done(slot, number)
             case Draining():
                 child.draining = True
                 self._status_is_due = True
@@ -587,9 +1008,9 @@ class Supervisor:
         addresses = {name: known[name] for name in sorted(names) if name in known}
         if addresses != self._addresses:
             self._addresses = addresses
-            for slot in self._workers():
-                if self._children[slot].sent:
-                    self._send_addresses(self._children[slot])
+            for child in map(self._children.__getitem__, self._workers()):
+                if child.sent:
+                    self._send_addresses(child)
         if self._incoming is not None and new_names(self._incoming, self._in_force) <= addresses.keys():
             self._enforce()
 
@@ -599,36 +1020,38 @@ class Supervisor:
         assert snapshot is not None  # noqa: S101  one of them is always there
         return snapshot
 
-    def _disconnect(self, slot: int) -> None:
-        child = self._children[slot]
+    def _disconnect(self, number: int) -> None:
+        child = self._children[number]
         if child.connected:
             self._selector.unregister(child.channel)
             child.disconnect()
 
-    def _on_death(self, slot: int) -> None:
-        child, seat = self._children[slot], self._seats[slot]
-        self._on_message(slot)
+    def _on_death(self, number: int) -> None:
+        child, seat = self._children[number], self._seats[number]
+        self._on_message(number)
         self._selector.unregister(child.descriptor)
-        self._disconnect(slot)
+        self._disconnect(number)
         exit_code, *cpu = child.end()
-        del self._children[slot]
+        del self._children[number]
         seat.occupied, seat.asked, seat.kill_at = False, None, None
         self._status_is_due = True
         lost = 0
-        if slot != ADMIN:
-            lost = settle(self._slab.row(slot), self._directory.targets.values())
-            user, system = self._cpu_of_the_dead.get(slot, (0.0, 0.0))
-            self._cpu_of_the_dead[slot] = user + cpu[0], system + cpu[1]
-        if self._stopping and exit_code == 0:
+        if number != ADMIN:
+            lost = settle(self._slab.row(number), self._directory.targets.values())
+            user, system = self._cpu_of_the_dead.get(number, (0.0, 0.0))
+            self._cpu_of_the_dead[number] = user + cpu[0], system + cpu[1]
+        for moving in list(self._moves):
+            self._has_done(moving, number)
+        if exit_code == 0 and (self._stopping or seat.leaving or child.is_old):
             return
         now = time.monotonic()
         delay, seat.short_lives = policy.back_off(seat.short_lives, now - seat.born)
         seat.fill_at = now + delay
-        if slot != ADMIN and not self._stopping:
+        if number != ADMIN and not self._stopping and not seat.leaving:
             self._restarts[policy.cause_of_death(exit_code, hung=child.hung)] += 1
         how = f"exit status {exit_code}" if exit_code >= 0 else name_of(-exit_code)
-        sessions = "" if slot == ADMIN else f"; {lost} sessions lost"
-        _LOG.error("%s (process %d) has died: %s%s", _title(slot), child.pid, how, sessions)
+        sessions = "" if number == ADMIN else f"; {lost} sessions lost"
+        _LOG.error("%s (process %d) has died: %s%s", _title(number), child.pid, how, sessions)
 
     # The admin process
 
@@ -638,13 +1061,12 @@ class Supervisor:
         if not self._status_is_due or admin is None:
             return
         snapshot = self._newest()
-        binds = () if snapshot.admin is None else (snapshot.admin,)
-        new = plan_binds(admin.binds, binds).open
+        places = _admin_places(snapshot)
         status = Status(
             snapshot=self._in_force or snapshot,
             incoming=self._incoming,
             directory=self._directory,
-            workers=tuple(self._worker_status(slot) for slot in range(self._slots)),
+            workers=tuple(self._worker_status(number) for number in sorted(self._seats) if number != ADMIN),
             worker_cpu=self._cpu_of_the_dead,
             restarts=self._restarts,
             reloads=self._reloads,
@@ -652,20 +1074,38 @@ class Supervisor:
             last_reload_success=self._last_reload_success,
             draining=self._stopping,
         )
-        if not admin.send(status, self._admin_sockets.of_slot(0, new)):
+        if not admin.send(status, self._admin_sockets.descriptors(places - admin.places)):
             self._after(RESEND_INTERVAL, self._send_status)
             return
         self._status_is_due = False
-        admin.binds = binds
-        self._admin_sockets.close(plan_binds(self._admin_sockets.binds, binds).close)
+        admin.places = places
+        self._admin_sockets.close(plan_binds(self._admin_sockets.binds, [place.bind for place in places]).close)
 
-    def _worker_status(self, slot: int) -> WorkerStatus:
-        child = self._children.get(slot)
+    def _worker_status(self, number: int) -> WorkerStatus:
+        child = self._children.get(number)
         if child is None:
-            return WorkerStatus(slot, None, "dead")
-        state = "draining" if child.draining else "ready" if child.applied else "starting"
-        return WorkerStatus(slot, child.pid, state)
+            return WorkerStatus(number, None, "dead")
+        state = (
+            "draining" if child.draining or self._seats[number].leaving else "ready" if child.applied else "starting"
+        )
+        return WorkerStatus(number, child.pid, state)
 
 
-def _title(slot: int) -> str:
-    return "the admin process" if slot == ADMIN else f"worker {slot + 1}"
+def _slots_of(manager: Manager) -> int | None:
+    """Return how many slots a supervisor before this one had, None if nobody knows."""
+    places = [systemd.parse_socket_name(name) for name, _ in manager.passed]
+    return max((place[1] + 1 for place in places if place is not None), default=None)
+
+
+def _flow_bytes(snapshot: Snapshot, slots: int) -> int:
+    """Return how much memory to reserve for flows: twice as many as there may be, and enough for a later reload."""
+    flows = 0 if snapshot.udp is None else snapshot.udp.max_sessions
+    return max(_LEAST_REMEMBERED, 2 * flows) // slots * ENTRY_BYTES * slots
+
+
+def _admin_places(snapshot: Snapshot) -> frozenset[Place]:
+    return frozenset() if snapshot.admin is None else frozenset((Place(0, snapshot.admin),))
+
+
+def _title(number: int) -> str:
+    return "the admin process" if number == ADMIN else f"worker {number + 1}"

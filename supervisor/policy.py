@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 ADMIN: Final = -1
-"""The seat of the admin process. Workers sit on slots from 0."""
+"""The seat of the admin process. Workers have numbers from 0."""
 
 # A child beats once a second. Ten missed beats are not load: nothing that one does takes so long.
 HEARTBEAT_TIMEOUT: Final = 10.0
@@ -37,9 +37,10 @@ LATE: Final = 2.0
 
 @dataclass(slots=True)
 class Seat:
-    """A place that one child process fills: a worker's slot, or the admin process's. Times are monotonic seconds."""
+    """A place that one child process fills: a worker's, or the admin process's. Times are monotonic seconds."""
 
-    slot: int
+    number: int
+    """Of the worker and of its row of counters."""
     occupied: bool = False
     born: float = 0.0
     """When the process now in it was started."""
@@ -55,27 +56,29 @@ class Seat:
     """Empty: not to be filled before this time."""
     short_lives: int = 0
     """Processes in a row that did not live long."""
+    leaving: bool = False
+    """It gives up its slots, drains, and nobody follows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
     """Start a process for this seat."""
 
-    slot: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
     """It seems to hang: note the time in its seat."""
 
-    slot: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Abort:
     """It hangs: have it write its stacks and die."""
 
-    slot: int
+    number: int
     why: str
 
 
@@ -83,14 +86,14 @@ class Abort:
 class Kill:
     """It did not end when told to: SIGKILL."""
 
-    slot: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Dismiss:
     """Close its channel, which ends it in good order."""
 
-    slot: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +138,16 @@ def decide(seats: Sequence[Seat], *, stopping: bool, now: float, grace: float = 
     for seat in seats:
         if seat.occupied:
             _judge(seat, grace, draft)
-        elif not stopping and draft.has_come(seat.fill_at):
-            draft.actions.append(Spawn(seat.slot))
+        elif not (stopping or seat.leaving) and draft.has_come(seat.fill_at):
+            draft.actions.append(Spawn(seat.number))
     if stopping:
         occupied = [seat for seat in seats if seat.occupied]
         if not occupied:
             draft.actions.append(Finish())
         draft.actions += [
-            Dismiss(seat.slot)
+            Dismiss(seat.number)
             for seat in occupied
-            if seat.slot == ADMIN and seat.kill_at is None and len(occupied) == 1
+            if seat.number == ADMIN and seat.kill_at is None and len(occupied) == 1
         ]
     return Decision(tuple(draft.actions), draft.wake_at)
 
@@ -152,7 +155,7 @@ def decide(seats: Sequence[Seat], *, stopping: bool, now: float, grace: float = 
 def _judge(seat: Seat, grace: float, draft: _Draft) -> None:
     if seat.kill_at is not None:
         if draft.has_come(seat.kill_at):
-            draft.actions.append(Kill(seat.slot))
+            draft.actions.append(Kill(seat.number))
         return
     silent_since = max(seat.born, seat.beat, grace)
     if draft.has_come(late := silent_since + HEARTBEAT_TIMEOUT):
@@ -167,9 +170,9 @@ def _doubt(seat: Seat, late: float, why: str, draft: _Draft) -> None:
     A suspicion from before that was about something else, and has come to nothing.
     """
     if seat.suspected < late:
-        draft.actions.append(Suspect(seat.slot))
+        draft.actions.append(Suspect(seat.number))
     elif draft.has_come(seat.suspected + SECOND_LOOK):
-        draft.actions.append(Abort(seat.slot, why))
+        draft.actions.append(Abort(seat.number, why))
 
 
 def grace_after(planned: float, now: float) -> float:

@@ -35,6 +35,11 @@ def read_content(path: Path, *, may_wait: bool = False) -> Content:
     except OSError as error:
         message = f"cannot be read: {error.strerror}"
         raise ConfigError([Problem(message=message, file=printable(path))]) from error
+    return content_of(data)
+
+
+def content_of(data: bytes) -> Content:
+    """Return what a file of these bytes would be."""
     return Content(data, hashlib.sha256(data).hexdigest())
 
 
@@ -51,14 +56,22 @@ def printable(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def load(content: Content, file: str, *, generation: int, known: Directory, cpus: int) -> tuple[Snapshot, Directory]:
+def load(
+    content: Content, file: str, *, generation: int, known: Directory, cpus: int, slots: int | None = None
+) -> tuple[Snapshot, Directory]:
     """Return the configuration and the directory of series that goes with it; ``known`` is left as it was.
 
-    ``file`` is the name that messages begin with. Raises ConfigError with every problem of the file.
+    ``file`` is the name that messages begin with; ``slots`` is how many there are already. Raises ConfigError with
+    every problem of the file.
     """
     directory = Directory(dict(known.listeners), dict(known.targets))
     snapshot = compile_snapshot(
-        parse(content.data, file), sha256=content.sha256, generation=generation, directory=directory, cpus=cpus
+        parse(content.data, file),
+        sha256=content.sha256,
+        generation=generation,
+        directory=directory,
+        cpus=cpus,
+        slots=slots,
     )
     return snapshot, directory
 

@@ -19,6 +19,9 @@ class Order(enum.Enum):
     STOP = enum.auto()
     STOP_AT_ONCE = enum.auto()
     REOPEN_LOGS = enum.auto()
+    UPGRADE = enum.auto()
+    MORE_WORKERS = enum.auto()
+    FEWER_WORKERS = enum.auto()
     NOTHING = enum.auto()
 
 
@@ -38,9 +41,13 @@ SIGNALS: Final[Mapping[signal.Signals, Meaning]] = {
     signal.SIGINT: Meaning(Order.STOP, "same as TERM"),
     signal.SIGQUIT: Meaning(Order.STOP_AT_ONCE, "stop at once"),
     signal.SIGUSR1: Meaning(Order.REOPEN_LOGS, "open the log files again, after they were rotated"),
-    signal.SIGUSR2: Meaning(Order.NOTHING, "ignored"),
-    signal.SIGTTIN: Meaning(Order.NOTHING, "ignored"),
-    signal.SIGTTOU: Meaning(Order.NOTHING, "ignored"),
+    signal.SIGUSR2: Meaning(
+        Order.UPGRADE, "run the program's newest version in place; what it cannot take over is said and changes nothing"
+    ),
+    signal.SIGTTIN: Meaning(Order.MORE_WORKERS, "one worker more, up to `slots`"),
+    signal.SIGTTOU: Meaning(
+        Order.FEWER_WORKERS, "one worker less; it finishes its TCP sessions, for up to `drain_timeout`"
+    ),
     signal.SIGPIPE: Meaning(Order.NOTHING, "ignored"),
 }
 
@@ -89,11 +96,22 @@ class SignalInbox:
 
     def receive(self) -> list[Order]:
         """Return what the signals since the last call ask for, oldest first; empty when none has come."""
+        return [SIGNALS[number].order for number in self._read()]
+
+    def put_back(self) -> None:
+        """Have the signals since the last :meth:`receive` come once more.
+
+        For while they are blocked: they then wait for a program that is executed in this process.
+        """
+        for number in self._read():
+            signal.raise_signal(number)
+
+    def _read(self) -> list[signal.Signals]:
         try:
             numbers = os.read(self._receiver, _MANY)
         except BlockingIOError:
             return []
-        return [SIGNALS[signal.Signals(number)].order for number in numbers if number in SIGNALS]
+        return [signal.Signals(number) for number in numbers if number in SIGNALS]
 
     def leave_to_parent(self) -> None:
         """In a forked child: ignore the signals of the table and close the inbox.

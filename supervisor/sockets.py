@@ -6,13 +6,18 @@ that the kernel spreads UDP flows over does not change.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
-from rpxy_l4.net.listen import BindError, ListeningSocket, open_group
+from rpxy_l4.control import Place
+from rpxy_l4.net.listen import BindError, ListeningSocket, adopt_group, open_group
 from rpxy_l4.snapshot import Bind
 from rpxy_l4.verdict import Transport
+
+_LOG: Final = logging.getLogger(__name__)
 
 _WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104  compared, not bound
 
@@ -25,7 +30,6 @@ class ListeningSockets:
         self._slots = slots
         self._groups: dict[Bind, list[ListeningSocket]] = {}
         self._retired: dict[Bind, float] = {}
-        """Until when workers may still have UDP sockets for what is no longer held."""
 
     @property
     def binds(self) -> frozenset[Bind]:
@@ -45,6 +49,38 @@ class ListeningSockets:
             raise
         self._groups |= opened
 
+    def adopt(self, offered: Iterable[tuple[Bind, int, int]], wanted: Collection[Bind]) -> list[tuple[Bind, int]]:
+        """Take over sockets that listen already: bind, slot and descriptor of each, in any order. All become ours.
+
+        A bind is held afterwards when it is wanted and was offered as a whole: for every slot, and for no other, one
+        socket of its own that listens there. Any other group is closed and logged; returned are its binds and slots.
+        Those must be closed elsewhere, too, before ``open``: as long as anybody has a copy, the address is taken, and
+        the kernel goes on to give it a part of the traffic. For the begin, when nothing is held.
+        """
+        groups: dict[Bind, list[tuple[int, int]]] = defaultdict(list)
+        for bind, slot, descriptor in offered:
+            groups[bind].append((slot, descriptor))
+        refused: list[tuple[Bind, int]] = []
+        for bind, group in sorted(groups.items()):
+            slots, descriptors = zip(*sorted(group), strict=True)
+            try:
+                self._groups[bind] = self._adopt(bind, slots, descriptors, wanted=bind in wanted)
+            except BindError as error:
+                _LOG.warning("closing %d sockets that were taken over: %s", len(group), error)
+                refused += [(bind, slot) for slot in sorted(set(slots))]
+        return refused
+
+    def _adopt(
+        self, bind: Bind, slots: Sequence[int], descriptors: Sequence[int], *, wanted: bool
+    ) -> list[ListeningSocket]:
+        held = adopt_group(bind, descriptors)
+        if wanted and list(slots) == list(range(self._slots)):
+            return held
+        _close(held)
+        if not wanted:
+            raise BindError(bind, OSError("it is not in the configuration"))
+        raise BindError(bind, OSError(f"for slots {', '.join(map(str, slots))}, not one for each of {self._slots}"))
+
     def _open(self, bind: Bind, backlog: int) -> list[ListeningSocket]:
         try:
             return open_group(bind, self._slots, backlog, exclusive=True)
@@ -56,6 +92,24 @@ class ListeningSockets:
                 raise
             return open_group(bind, self._slots, backlog, exclusive=False)
 
+    @property
+    def retired(self) -> dict[Bind, float]:
+        """Until when workers may still have UDP sockets for what is no longer held."""
+        return dict(self._retired)
+
+    def take_over(self, groups: Mapping[Bind, Sequence[int]], retired: Mapping[Bind, float]) -> None:
+        """Hold what the program before had opened: of each bind the descriptors of all slots, in their order.
+
+        ``retired`` is what that had no longer held.
+        """
+        self._retired = dict(retired)
+        for bind, descriptors in groups.items():
+            self._groups[bind] = [ListeningSocket(fileno=descriptor) for descriptor in descriptors]
+
+    def all_descriptors(self) -> dict[Bind, list[int]]:
+        """Return the descriptors of everything that is held, by slot. They stay ours."""
+        return {bind: [held.fileno() for held in group] for bind, group in self._groups.items()}
+
     def set_backlog(self, backlog: int) -> None:
         """Change the length of the accept queues of all TCP sockets; what waits in them stays."""
         for bind, group in self._groups.items():
@@ -63,9 +117,9 @@ class ListeningSockets:
                 for held in group:
                     held.listen(backlog)
 
-    def of_slot(self, slot: int, binds: Sequence[Bind]) -> list[int]:
-        """Return the descriptors of a slot for these binds, in their order. They stay ours."""
-        return [self._groups[bind][slot].fileno() for bind in binds]
+    def descriptors(self, places: Iterable[Place]) -> list[int]:
+        """Return the descriptors for these places, in their order. They stay ours."""
+        return [self._groups[place.bind][place.slot].fileno() for place in places]
 
     def copy(self, bind: Bind) -> ListeningSocket:
         """Return a socket object of its own for the first slot's socket; the caller owns it."""

@@ -1,4 +1,4 @@
-"""The access log: one line for each ended session, and a limited number for refused ones.
+"""The access log: one line for each ended session, and a limited number for those that a flood makes.
 
 A line is ``key=value`` pairs in a fixed order; a key without a value is left out. Values that come from the network are
 escaped, so a line is always one line, whatever a client sends.
@@ -64,8 +64,8 @@ class AccessLog:
         self._second = -1
         self._stamp = ""
         self._size = 0
-        # Scanners and floods are refused by the thousand: of each reason, ten lines a second tell the story.
-        self._refusals = RateLimit(burst=10, window=1.0)
+        # Scanners and floods come by the thousand: of each reason, ten lines a second tell the story.
+        self._many = RateLimit(burst=10, window=1.0)
 
     @property
     def dropped(self) -> int:
@@ -78,11 +78,18 @@ class AccessLog:
 
     def refused(self, fields: str, kind: str, now: float) -> None:
         """Add the line of a refused session, unless lines of its kind are too many just now. ``now`` is monotonic."""
-        repeated = self._refusals.allow(kind, now)
+        self._add_of_many("refused", fields, kind, now)
+
+    def session_of_many(self, fields: str, kind: str, now: float) -> None:
+        """Add the line of a session that ended in a way in which a flood ends, limited as those of refused ones."""
+        self._add_of_many("session", fields, kind, now)
+
+    def _add_of_many(self, event: str, fields: str, kind: str, now: float) -> None:
+        repeated = self._many.allow((event, kind), now)
         if repeated is None:
             return
         more = f" repeated={repeated}" if repeated else ""
-        self._add(f"ts={self._now()} event=refused {fields}{more}")
+        self._add(f"ts={self._now()} event={event} {fields}{more}")
 
     def _now(self) -> str:
         """Return what ``timestamp`` does, for a tenth of its price: the part that stays for a second is kept."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 import uvloop
 
 from rpxy_l4 import logs
+from rpxy_l4.flow_memory import FlowMemories
 from rpxy_l4.metrics.slab import Slab
 from rpxy_l4.net.channel import Channel
 from rpxy_l4.workers.worker import Worker
@@ -35,15 +36,15 @@ _IGNORED: Final = (
 )
 
 
-def run(slot: int, slots: int, channel: Channel, slab: Slab) -> int:
-    """Serve slot ``slot`` (from 0) of ``slots`` until told to stop; return the exit status.
+def run(number: int, workers: int, channel: Channel, slab: Slab, memories: FlowMemories) -> int:
+    """Be worker ``number`` (from 0) until told to stop; return the exit status. ``workers``: rows of all workers.
 
     Owns ``channel``. The logs of this process must have been set up. SIGABRT writes the stack of every thread to
     stderr before the process dies of it.
     """
     signal.set_wakeup_fd(-1)
-    for number in _IGNORED:
-        signal.signal(number, signal.SIG_IGN)
+    for ignored in _IGNORED:
+        signal.signal(ignored, signal.SIG_IGN)
     faulthandler.enable()
     # Sessions leave nothing behind that only the collector could free, so it need not look often; what it looks at is
     # what is new, and a pause of its is one for every session.
@@ -51,7 +52,7 @@ def run(slot: int, slots: int, channel: Channel, slab: Slab) -> int:
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     loop.set_exception_handler(_on_loop_exception)
-    worker = Worker(loop, slot, slots, channel, slab, logs.current())
+    worker = Worker(loop, number, workers, channel, slab, memories, logs.current())
     worker.start()
     try:
         loop.run_forever()

@@ -101,6 +101,11 @@ class Poller:
         self._owners.pop(descriptor, None)
         self._closing.append(descriptor)
 
+    @property
+    def closing(self) -> int:
+        """Sockets that were let go and are still open."""
+        return len(self._closing)
+
     def again(self, owner: Owner) -> None:
         """Call ``owner.on_again`` at the next :meth:`resume`, which the caller has to bring about."""
         self._again.append(owner)

@@ -6,6 +6,7 @@ directions until both have ended. It owns both sockets from the moment it has th
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -42,11 +43,11 @@ from rpxy_l4.metrics.layout import (
 from rpxy_l4.net import stream
 from rpxy_l4.proxy_protocol import build as build_proxy_header
 from rpxy_l4.proxy_protocol import parse as parse_proxy_header
-from rpxy_l4.snapshot import Bind, Route, Target
+from rpxy_l4.snapshot import AtLimit, Bind, Route, Target
 from rpxy_l4.verdict import Match, NeedMore, NoMatch, Transport
 from rpxy_l4.workers import poller
 from rpxy_l4.workers.access_log import describe, endpoint
-from rpxy_l4.workers.context import RECOGNISED, Context, Generation, Half, observe
+from rpxy_l4.workers.context import RECOGNISED, Context, Generation, Half, count_shortage, observe
 from rpxy_l4.workers.relay import BUFFER_BYTES, WAIT, Direction, Outcome
 
 EVENTS: Final = logging.getLogger(__name__)
@@ -56,12 +57,20 @@ _DESCRIPTORS: Final = 2
 """Of a session: the client's socket and the target's."""
 _CUT_SECONDS: Final = 30.0
 """How long one end may take to read what the other had sent before it was reset."""
+_UNDECIDED_SHARE: Final = 0.5
+"""Of ``tcp_max_connections``: clients that say nothing must leave places for those that do."""
+_MAX_UNDECIDED: Final = 1024
+"""Sessions of one worker, however many there may be in all; each holds at most ``DETECT_LIMIT`` bytes."""
 _OPENED: Final = int(Cell.TCP_OPENED)
 _ENDED: Final = int(Cell.TCP_CLOSED)
 _CONNECTED: Final = T_CONNECTS + CONNECT_INDEX[ConnectResult.OK]
 _NO_CANDIDATES: Final[Iterator[tuple[Target, str]]] = iter(())
 _PAUSE: Final = 0.5
 """Seconds without accepting after the machine ran out of something."""
+
+_LOOK: Final = 0.02
+_LOOK_SOON: Final = 0.005
+"""Seconds between two looks whether a session has ended in another worker."""
 
 _EXHAUSTED: Final = {errno.EMFILE: "EMFILE", errno.ENFILE: "ENFILE", errno.ENOBUFS: "ENOBUFS", errno.ENOMEM: "ENOMEM"}
 
@@ -73,7 +82,7 @@ _GONE: Final = frozenset({
 
 
 class TcpListener:
-    """One listening socket of this slot. Owns its copy of it."""
+    """One listening socket of a slot. Owns its copy of it."""
 
     def __init__(self, context: Context, bind: Bind, sock: socket.socket, sessions: set[TcpSession]) -> None:
         """Begin to accept once :meth:`resume` is called; new sessions are added to ``sessions``."""
@@ -85,12 +94,19 @@ class TcpListener:
         self._accept = stream.acceptor(sock)
         self._sessions = sessions
         self._paused = True
+        self._timer: asyncio.TimerHandle | None = None
+        """Set while paused, unless by :meth:`close`."""
         self._is_starved = False
         """Paused until a session ends, because descriptors are kept for those that are open."""
+        self._is_full = False
+        """Paused because there are as many sessions as there may be, and what comes on top is to wait."""
 
     def resume(self) -> None:
         """Accept, unless that is what happens already or the socket is closed."""
-        self._is_starved = False
+        self._is_starved = self._is_full = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._paused and self._socket.fileno() >= 0:
             self._paused = False
             self._context.poller.add(self._socket.fileno(), self, poller.LEVEL)
@@ -100,6 +116,10 @@ class TcpListener:
         if self.generation is not None:
             # Bounded: a flood must not keep the listener alive.
             self.accept(2 * self.generation.snapshot.tcp_backlog)
+        self.leave()
+
+    def leave(self) -> None:
+        """Close this worker's copy of the socket; what is queued is for the worker that has another one."""
         self._context.poller.remove(self._socket.fileno())
         self._socket.close()
         self._paused = True
@@ -120,6 +140,9 @@ class TcpListener:
             if not self._context.has_descriptors():
                 self._is_starved = True
                 self._out_of_resources(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+                return
+            if delay := self._delay():
+                self.pause(delay)
                 return
             try:
                 client, address = self._accept()
@@ -143,22 +166,60 @@ class TcpListener:
         context.demand += _DESCRIPTORS
         session = TcpSession(context, self, generation, half, client, address[:2])
         self._sessions.add(session)
-        if context.tcp_sessions.count(context.poller.now) > half.side.max_sessions:
-            session.refuse(Rejection.LIMIT)
+        rejection = None if half.side.at_limit is AtLimit.WAIT else self._beyond(half)
+        if rejection is not None:
+            stream.reset_on_close(client)
+            session.refuse(rejection)
             return
+        if half.admission is not None:
+            half.admission.admit()
         try:
             context.poller.add(client, session, poller.STREAM)
+        except OSError as error:
+            EVENTS.warning("cannot watch a connection on %s: %s", self.bind, error.strerror)
+            session.refuse(Rejection.RESOURCES)
+            return
+        try:
             session.start()
         except Exception:  # noqa: BLE001  the loop's edge: a fault in one session must not end the others
             EVENTS.exception("fault while accepting a session; it was closed")
             session.abandon()
+
+    def _beyond(self, half: Half) -> Rejection | None:
+        """Return the limit that the connection just accepted is beyond."""
+        context = self._context
+        if context.tcp_sessions.count(context.poller.now, half.side.max_sessions) > half.side.max_sessions:
+            return Rejection.LIMIT
+        if half.admission is not None and half.admission.delay(context.poller.now):
+            return Rejection.RATE
+        return None
+
+    def _delay(self) -> float:
+        """Return for how long the next connection has to wait in the queue before it is worth looking again."""
+        context = self._context
+        half = None if self.generation is None else self.generation.tcp
+        if half is None or half.side.at_limit is not AtLimit.WAIT:
+            return 0.0
+        if context.tcp_sessions.count(context.poller.now, half.side.max_sessions) >= half.side.max_sessions:
+            self._is_full = True
+            # Other workers say nothing when a session of theirs ends. The first to look takes its place, and that is
+            # to be a worker with less than its share: else one with many sessions would take up all of them again.
+            return _LOOK_SOON if self._has_less_than_its_share() else _LOOK
+        return 0.0 if half.admission is None else half.admission.delay(context.poller.now)
+
+    def _has_less_than_its_share(self) -> bool:
+        if self.generation is None or self.generation.tcp is None:
+            return True
+        context = self._context
+        share = self.generation.tcp.side.max_sessions // context.living.count(context.poller.now)
+        return context.row[_OPENED] - context.row[_ENDED] < share
 
     def end_session(self, session: TcpSession) -> None:
         """Forget a session that has closed its sockets."""
         self._sessions.discard(session)
         self._context.row[_ENDED] += 1
         self._context.demand -= _DESCRIPTORS
-        if self._is_starved:
+        if self._is_starved or (self._is_full and self._has_less_than_its_share()):
             self.resume()
 
     def _out_of_resources(self, error: OSError) -> None:
@@ -168,12 +229,24 @@ class TcpListener:
         EVENTS.warning("cannot accept on %s: %s; trying again in %s s", self.bind, error.strerror, _PAUSE)
         self.pause()
 
-    def pause(self) -> None:
+    def pause(self, seconds: float = _PAUSE) -> None:
         """Stop accepting for a moment; clients wait in the accept queue, and nothing spins."""
         if not self._paused:
             self._paused = True
             self._context.poller.remove(self._socket.fileno())
-            self._context.loop.call_later(_PAUSE, self.resume)
+            self._timer = self._context.loop.call_later(seconds, self._look_again)
+
+    def _look_again(self) -> None:
+        """Go on accepting when there is room."""
+        self._timer = None
+        if self._socket.fileno() < 0:
+            return
+        self._context.poller.begin_batch()
+        if delay := self._delay():
+            self._timer = self._context.loop.call_later(delay, self._look_again)
+        else:
+            self.resume()
+        self._context.poller.end_batch()
 
 
 # Stages of a session's life. Plain numbers, because finding a member of an enumeration costs as much as a call.
@@ -277,6 +350,16 @@ class TcpSession:
             self._decide(None, Detected.SKIPPED)
             return
         self._wait_for(snapshot.tcp_detect_timeout)
+        undecided = self._context.undecided
+        undecided[self] = None
+        if len(undecided) > self._most_undecided():
+            next(iter(undecided)).give_way()
+
+    def _most_undecided(self) -> int:
+        """Return how many sessions of this worker may wait for their first bytes."""
+        context = self._context
+        share = int(self._half.side.max_sessions * _UNDECIDED_SHARE) // context.living.count(context.poller.now)
+        return max(1, min(_MAX_UNDECIDED, share))
 
     def _wait_for(self, seconds: float) -> None:
         """Have :meth:`on_deadline` called after some time, and not after what was asked for before."""
@@ -399,6 +482,7 @@ class TcpSession:
     def _decide(self, match: Match | None, detected: Detected) -> None:
         """Take the route that detection leads to."""
         self._t_decided = self._context.poller.now
+        self._context.undecided.pop(self, None)
         self._detector = None
         if self._wait:
             self._wait_for(0.0)
@@ -430,7 +514,7 @@ class TcpSession:
                 self._socket = stream.connect(address, target.port)
                 context.poller.add(self._socket, self, poller.STREAM)
             except OSError as error:
-                if error.errno in _EXHAUSTED:
+                if count_shortage(self._half.cells, error.errno) and error.errno in _EXHAUSTED:
                     EVENTS.warning("cannot connect to %s: %s", target.text, error.strerror)
                     self._drop_socket()
                     self._listener.pause()
@@ -568,6 +652,10 @@ class TcpSession:
 
     # The end
 
+    def give_way(self) -> None:
+        """Close to make room for a new session, and count that. Only for one that has no route."""
+        self.refuse(Rejection.EVICTED)
+
     def end(self) -> None:
         """Close now, because the worker stops."""
         if self._stage == _RELAY:
@@ -617,6 +705,7 @@ class TcpSession:
         return describe(client, listener, Transport.TCP, self._detected, self._match, self._route)
 
     def _close(self) -> None:
+        self._context.undecided.pop(self, None)
         self._stage = _CLOSED
         if self._wait:
             self._wait_for(0.0)

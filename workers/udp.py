@@ -1,6 +1,6 @@
 """UDP: flows, that is pseudo connections, between clients and targets.
 
-One unconnected socket of this slot receives from all clients of an address; a dict finds the flow of each. A flow has a
+One unconnected socket of a slot receives from all clients of an address; a dict finds the flow of each. A flow has a
 connected socket of its own towards its target. Datagrams of an undecided flow are held, and go to the chosen target
 in the order in which they came.
 """
@@ -14,8 +14,10 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
-from rpxy_l4.detect.udp import UdpDetector
+from rpxy_l4.control import FlowRecord
+from rpxy_l4.detect.udp import UdpDetector, may_begin, may_continue
 from rpxy_l4.endings import Detected, Drop, Reason, Rejection
+from rpxy_l4.flow_memory import FlowMemory, Recollection
 from rpxy_l4.metrics.layout import (
     DETECTED_INDEX,
     DETECTION_BUCKETS,
@@ -33,7 +35,9 @@ from rpxy_l4.metrics.layout import (
     T_CLOSED,
     T_DATAGRAMS_IN,
     T_DATAGRAMS_OUT,
+    T_GIVEN,
     T_OPENED,
+    T_TAKEN,
     Cell,
 )
 from rpxy_l4.net import datagram
@@ -42,11 +46,11 @@ from rpxy_l4.net.burst import Burst, Message, bursts, count, split
 from rpxy_l4.net.datagram import Address, Sender
 from rpxy_l4.net.inbox import address_of
 from rpxy_l4.net.mmsg import DATAGRAM_BYTES, MOST
-from rpxy_l4.snapshot import Bind, Route, Target
-from rpxy_l4.verdict import Match, NeedMore, Transport
+from rpxy_l4.snapshot import Bind, Route, Side, Target
+from rpxy_l4.verdict import Match, NeedMore, Protocol, Transport
 from rpxy_l4.workers import poller
 from rpxy_l4.workers.access_log import describe, endpoint
-from rpxy_l4.workers.context import RECOGNISED, Context, Generation, Half, observe
+from rpxy_l4.workers.context import RECOGNISED, Context, Generation, Half, count_shortage, observe
 
 EVENTS: Final = logging.getLogger(__name__)
 
@@ -59,6 +63,11 @@ _BUSY_BYTES: Final = 262_144
 """A batch of more is no cheaper, and it drives everything else out of the processor's cache."""
 _UNDECIDED_SECONDS: Final = 1.0
 """A first flight arrives within a round trip; after this, what came goes to the default target."""
+_UNCONFIRMED_SECONDS: Final = 5.0
+"""Without a datagram, the life of a flow that is not confirmed; its route's idle lifetime, if that is shorter. Made-up
+source addresses fill a table for no longer, and any answer that somebody still waits for is faster."""
+_LATER_SECONDS: Final = 1.0
+"""A client that sends again after so long confirms a flow that nobody answers: one-way protocols, such as syslog."""
 _MAX_HELD: Final = 16_384
 """Bytes of a first flight that are kept to be sent again to another target."""
 _MAX_UNDECIDED: Final = 1024
@@ -67,19 +76,30 @@ _MAX_UNDECIDED: Final = 1024
 _SHARE: Final = 0.75
 """Of the descriptors: a flood of datagrams from made-up addresses must leave some for connections."""
 _QUIET_SECONDS: Final = 5.0
-"""Flows have no end of their own: a stopping worker waits for those in use, not for those that may be again."""
+"""Flows have no end of their own: a stopping worker waits for those in use, not for those that may be again. And what
+comes after a pause may be from another program that has got the client's port."""
+_REMEMBER_SECONDS: Final = 240.0
+"""A flow is remembered anew at least so often: less than half of the time that it stays remembered."""
 
 Key = bytes
 """The client's address, and on a wildcard address the one of ours that it used."""
 
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
-
 
 class UdpListener:
-    """One client-facing socket of this slot, and its flows. Owns its copy of the socket."""
+    """One client-facing socket of a slot, and its flows. Owns its copy of the socket."""
 
-    def __init__(self, context: Context, bind: Bind, sock: socket.socket, undecided: dict[UdpFlow, None]) -> None:
-        """Receive from now on. ``undecided`` is shared by all listeners of the worker, oldest first."""
+    def __init__(
+        self,
+        context: Context,
+        bind: Bind,
+        sock: socket.socket,
+        undecided: dict[UdpFlow, None],
+        memory: FlowMemory,
+    ) -> None:
+        """Receive once :meth:`resume` is called.
+
+        ``undecided`` is that of all the worker's listeners, oldest first; ``memory`` is that of the slot.
+        """
         self.bind = bind
         self.generation: Generation | None = None
         """The configuration for new flows."""
@@ -89,14 +109,28 @@ class UdpListener:
         self.undecided = undecided
         self.socket = sock
         self._most = MOST
+        self._is_paused = True
         self._context = context
-        context.poller.add(sock.fileno(), self, poller.LEVEL)
+        self._memory = memory
+        # The memory is that of all the slot's listeners.
+        self._name = f"{bind} ".encode()
+
+    def resume(self) -> None:
+        """Receive, unless that is what happens already."""
+        if self._is_paused:
+            self._is_paused = False
+            self._context.poller.add(self.socket.fileno(), self, poller.LEVEL)
+
+    def pause(self) -> None:
+        """Leave what clients send in the socket; flows go on to forward what targets send."""
+        self._is_paused = True
+        self._context.poller.remove(self.socket.fileno())
 
     def close(self) -> None:
         """End every flow and close this worker's copy of the socket."""
         for flow in list(self.flows.values()):
             flow.end()
-        self._context.poller.remove(self.socket.fileno())
+        self.pause()
         self.socket.close()
 
     def on_event(self, descriptor: int, mask: int) -> None:  # noqa: ARG002  all that can be ready is a datagram
@@ -126,13 +160,22 @@ class UdpListener:
             its_key = message[0] if reply is None else message[0] + reply[2]
             if its_key != key:
                 if together:
-                    self._give(key, together)
+                    self.give(key, together)
                 key, together = its_key, []
             together.append(message)
         if together:
-            self._give(key, together)
+            self.give(key, together)
 
-    def _give(self, key: Key, messages: Sequence[Message]) -> None:
+    def remember(self, key: Key, target: Target, address: str) -> None:
+        """Note where a flow goes, for when it is forgotten or this process is gone."""
+        self._memory.remember(self._name + key, target.series, address, self._context.poller.now)
+
+    def recall(self, key: Key) -> Recollection | None:
+        """Return where a flow of this client went before; None if that is not known."""
+        return self._memory.recall(self._name + key, self._context.poller.now)
+
+    def give(self, key: Key, messages: Sequence[Message]) -> None:
+        """Have a flow take messages, a new one if there is none."""
         # Not looked up before: what another flow was given may have ended this one.
         flow = self.flows.get(key) or self._open(key, messages)
         if flow is not None:
@@ -149,24 +192,71 @@ class UdpListener:
         context, generation = self._context, self.generation
         if generation is None or generation.udp is None:
             return None
-        half, (name, _, _, reply) = generation.udp, messages[0]
+        half, (name, *_, reply) = generation.udp, messages[0]
         if not self.accepts:
             half.cells[L_DROPPED + DROP_INDEX[Drop.DRAINING]] += _datagrams(messages)
             return None
-        full = context.udp_sessions.count(context.poller.now) >= half.side.max_sessions
-        if full or not context.has_descriptors(_SHARE):
-            rejection, drop = (Rejection.LIMIT, Drop.LIMIT) if full else (Rejection.RESOURCES, Drop.RESOURCES)
-            half.cells[L_DROPPED + DROP_INDEX[drop]] += _datagrams(messages)
-            half.cells[L_REJECTED + REJECTION_INDEX[rejection]] += 1
-            if generation.snapshot.access_log:
-                client, listener = endpoint(*address_of(name)[:2]), generation.snapshot.listener
-                head = describe(client, listener, Transport.UDP, Detected.SKIPPED, None, None)
-                context.log.refused(f"{head} reason={rejection}", rejection, context.poller.now)
+        if half.admission is not None and half.admission.delay(context.poller.now):
+            self._refuse(generation, half, Rejection.RATE, messages)
             return None
-        flow = self.flows[key] = UdpFlow(context, self, generation, half, key, address_of(name), reply)
-        context.row[Cell.UDP_OPENED] += 1
-        context.demand += 1
+        rejection = self._make_room(half.side.max_sessions)
+        if rejection is not None:
+            self._refuse(generation, half, rejection, messages)
+            return None
+        if half.admission is not None:
+            half.admission.admit()
+        return self._remember(UdpFlow(context, self, generation, half, key, address_of(name), reply), key)
+
+    def adopt(self, record: FlowRecord, descriptor: int | None, series: int) -> None:
+        """Go on with a flow of another worker.
+
+        ``descriptor`` is that of its socket towards the target, and owned from now on. ``series`` is the listener's in
+        the counters, for the case that the configuration has nothing for UDP any more.
+        """
+        context, generation = self._context, self.generation
+        assert generation is not None  # noqa: S101  set before a slot can be inherited
+        half = generation.udp
+        if half is None:
+            nothing = Side(transport=Transport.UDP, routes=(), default=None, series=series, max_sessions=0)
+            half = Half(nothing, context.listener_cells(series))
+        flow = UdpFlow(context, self, generation, half, record.key, record.client, record.reply)
+        self._remember(flow, record.key)
+        try:
+            flow.unpack(record, descriptor)
+        except Exception:  # noqa: BLE001  a fault in one flow must not lose those that came with it
+            poller.give_up(flow)
+
+    def _remember(self, flow: UdpFlow, key: Key) -> UdpFlow:
+        self.flows[key] = flow
+        self._context.row[Cell.UDP_OPENED] += 1
+        self._context.demand += 1
+        self._context.unconfirmed.add(flow)
         return flow
+
+    def _make_room(self, most: int) -> Rejection | None:
+        """Let unconfirmed flows give way where there is no room for a new one; return why there is none even so."""
+        context = self._context
+        unconfirmed, now = context.unconfirmed, context.poller.now
+        room = most - context.udp_sessions.count(now, most)
+        if room <= 0:
+            share = unconfirmed.share(room, now)
+            # With less than a share, others have more than theirs. With more, two for one brings the number down again.
+            if len(unconfirmed) >= share and not context.make_way(_SHARE):
+                return Rejection.LIMIT
+            if room < 0 and len(unconfirmed) >= share:
+                context.make_way(_SHARE)
+        if context.has_descriptors(_SHARE) or (context.make_way(_SHARE) and context.has_descriptors(_SHARE)):
+            return None
+        return Rejection.RESOURCES
+
+    def _refuse(self, generation: Generation, half: Half, rejection: Rejection, messages: Sequence[Message]) -> None:
+        """Drop what would have begun a flow, and count why."""
+        half.cells[L_DROPPED + DROP_INDEX[Drop(rejection.value)]] += _datagrams(messages)
+        half.cells[L_REJECTED + REJECTION_INDEX[rejection]] += 1
+        if generation.snapshot.access_log:
+            client, listener = endpoint(*address_of(messages[0][0])[:2]), generation.snapshot.listener
+            head = describe(client, listener, Transport.UDP, Detected.SKIPPED, None, None)
+            self._context.log.refused(f"{head} reason={rejection}", rejection, self._context.poller.now)
 
     def forget(self, key: Key) -> None:
         """Forget a flow that has closed its socket."""
@@ -176,7 +266,11 @@ class UdpListener:
 
 
 class UdpFlow:
-    """One UDP pseudo connection: a client address and the local address it used."""
+    """One UDP pseudo connection: a client address and the local address it used.
+
+    It is confirmed once the client has sent again: after an answer of the target, or at a later moment. Until then the
+    client's address may be made up, so the flow is forgotten soon and gives way to a new one where there is no room.
+    """
 
     __slots__ = (
         "_address",
@@ -194,15 +288,18 @@ class UdpFlow:
         "_detector",
         "_generation",
         "_half",
+        "_has_answered",
         "_held",
         "_idle",
         "_is_closed",
-        "_is_watched",
+        "_is_confirmed",
+        "_is_tentative",
         "_key",
         "_large",
         "_last",
         "_listener",
         "_match",
+        "_reply",
         "_route",
         "_socket",
         "_t_decided",
@@ -211,6 +308,7 @@ class UdpFlow:
         "_to_client",
         "_to_target",
         "_tries",
+        "_wait",
     )
 
     def __init__(
@@ -230,6 +328,7 @@ class UdpFlow:
         self._half = half
         self._key = key
         self._client = client
+        self._reply = reply
         self._to_client = Sender(listener.socket, client, reply)
         self._to_target: Sender | None = None
         self._socket: socket.SocketType | None = None
@@ -252,9 +351,14 @@ class UdpFlow:
         self._cells: memoryview | None = None
         self._tries = 0
         self._idle = 0.0
+        self._wait = 0.0
+        """Seconds that the flow now waits in line for a deadline; 0: it is in no line."""
+        self._has_answered = False
+        """Whether the target has; of use until the flow is confirmed."""
+        self._is_confirmed = False
+        self._is_tentative = True
+        """There is more to do than to forward: the flow is not confirmed, or may go on to another target."""
         self._is_closed = False
-        self._is_watched = False
-        """Whether it is in the table of deadlines, where it may be only once."""
         self._bytes_in = self._bytes_out = self._datagrams_in = self._datagrams_out = 0
         self._t_open = self._t_decided = self._last = context.poller.now
 
@@ -262,16 +366,18 @@ class UdpFlow:
 
     def take(self, messages: Sequence[Message]) -> None:
         """Forward what the client sent, or hold it while the flow is undecided."""
-        self._last = self._context.poller.now
+        now = self._context.poller.now
         try:
+            if now - self._last > _QUIET_SECONDS and self._is_of_another(messages[0]):
+                self._finish(Reason.IDLE)
+                self._listener.give(self._key, messages)
+                return
+            self._last = now
             if self._to_target is None:
                 self._detect(messages)
                 return
-            if self._candidates:
-                for message in messages:
-                    self._hold(message)
-                if self._holds_too_much:
-                    self._settle()
+            if self._is_tentative:
+                self._take_tentatively(messages)
             elif len(messages) == 1 and messages[0][2] >= len(messages[0][1]):
                 self._forward_one(self._to_target, messages[0][1])
                 return
@@ -283,6 +389,44 @@ class UdpFlow:
         except Exception:  # noqa: BLE001  the loop's edge: a fault in one flow must not end the others
             EVENTS.exception("fault while serving a flow; it was closed")
             self.abandon()
+
+    def _is_of_another(self, message: Message) -> bool:
+        """Whether the client's port is another program's by now, which begins a session or does not speak ours."""
+        if self._route is None:
+            return False
+        datagram = bytes(next(iter(split(message[1], message[2]))))
+        begun = may_begin(datagram)
+        protocol = self._route.protocol
+        if begun is None or begun not in self._half.wanted:
+            return not may_continue(protocol, datagram)
+        # What begins a session renews one, too; only a detector tells for QUIC, and nobody for WireGuard.
+        return (
+            begun is not protocol
+            if begun is Protocol.WIREGUARD
+            else isinstance(UdpDetector(self._half.wanted).feed(datagram), Match)
+        )
+
+    def _take_tentatively(self, messages: Sequence[Message]) -> None:
+        """Hold what another target may have to get, and see whether the client confirms the flow."""
+        if self._candidates:
+            for message in messages:
+                self._hold(message)
+            if self._holds_too_much:
+                self._settle()
+        if not self._is_confirmed and (self._has_answered or self._last - self._t_open >= _LATER_SECONDS):
+            self.confirm()
+
+    def confirm(self) -> None:
+        """Give the flow its route's whole lifetime from now on, and never let it give way."""
+        self._context.unconfirmed.discard(self)
+        self._is_confirmed = True
+        self._is_tentative = bool(self._candidates)
+        self._remember()
+
+    def _remember(self) -> None:
+        # Not before it is confirmed: a flood would push the real ones out.
+        if self._is_confirmed and self._target is not None:
+            self._listener.remember(self._key, self._target, self._address)
 
     def _detect(self, messages: Sequence[Message]) -> None:
         """Take a route as soon as what was received is enough to decide, and hold it until then."""
@@ -328,13 +472,14 @@ class UdpFlow:
         """Stay with this target for good."""
         self._candidates.clear()
         self._held.clear()
+        self._is_tentative = not self._is_confirmed
 
     def _wait_for_more(self) -> None:
         undecided = self._listener.undecided
         if len(undecided) >= _MAX_UNDECIDED:
-            next(iter(undecided)).refuse(Rejection.RESOURCES, Drop.UNDECIDED)
+            next(iter(undecided)).give_way()
         undecided[self] = None
-        self._watch(self._t_open + _UNDECIDED_SECONDS)
+        self._wait_for(_UNDECIDED_SECONDS)
 
     def _decide(self, match: Match | None, detected: Detected) -> None:
         """Take the route that detection leads to, and send what was held."""
@@ -342,22 +487,46 @@ class UdpFlow:
         self._listener.undecided.pop(self, None)
         self._detector = None
         self._t_decided = now
+        route = self._half.router.find(match)
+        known = None if match is not None else self._recall(route)
+        if known is not None:
+            route, detected = known[0], Detected.REMEMBERED
         self._match = match
         self._detected = detected
         cells = self._half.cells
         cells[L_DETECTED + DETECTED_INDEX[detected]] += 1
         if detected is not Detected.SKIPPED:
             observe(cells, L_DETECTION_HISTOGRAM, DETECTION_BUCKETS, now - self._t_open)
-        self._route = self._half.router.find(match)
-        if self._route is None:
+        self._route = route
+        if route is None:
             self.refuse(Rejection.NO_ROUTE, Drop.NO_ROUTE)
             return
-        self._candidates = list(self._context.candidates(self._route, self._client[:2]))
-        self._idle = self._route.idle_lifetime
+        self._candidates = list(self._context.candidates(route, self._client[:2]))
+        if known is not None:
+            _, target, recollection = known
+            # First to the one of before. Where its name has other addresses by now, to any of these.
+            self._candidates.sort(key=lambda to: (to[0] is not target, not recollection.is_at(to[1])))
+            self.confirm()
+        self._idle = route.idle_lifetime
         if self._open_target():
-            self._watch_idleness()
+            self._wait_for_its_end()
         elif not self._is_closed:
             self.refuse(Rejection.NO_TARGET, Drop.NO_TARGET)
+
+    def _recall(self, route: Route | None) -> tuple[Route, Target, Recollection] | None:
+        """Return where the client's flow went before, if that is still to be had and this may go on with it.
+
+        ``route`` is the one to take otherwise.
+        """
+        if not self._half.wanted and route is not None and len(route.targets) == 1 and not route.targets[0].is_name:
+            return None  # it would be the same
+        recollection = self._listener.recall(self._key)
+        if recollection is None or recollection.series not in self._half.served:
+            return None
+        before, target = self._half.served[recollection.series]
+        if not self._held or not may_continue(before.protocol, self._held[0]):
+            return None
+        return before, target, recollection
 
     def _open_target(self) -> bool:
         """Open the socket towards the next candidate that there is a way to, and send what is held.
@@ -372,9 +541,10 @@ class UdpFlow:
                 context.poller.add(fresh.fileno(), self, poller.LEVEL)
             except OSError as error:
                 EVENTS.warning("cannot open a flow to target %s (%s): %s", target.text, address, error.strerror)
-                if error.errno in _OUT_OF_RESOURCES:
+                if count_shortage(self._half.cells, error.errno):
                     if self._target is None:
                         self.refuse(Rejection.RESOURCES, Drop.RESOURCES)
+                        context.make_way(_SHARE)  # for the next one: what is let go is free after this batch
                     return False
                 continue
             self._drop_socket()
@@ -493,8 +663,10 @@ class UdpFlow:
                 return
 
     def _answered(self) -> None:
-        if self._candidates:
-            self._settle()
+        if self._is_tentative:
+            self._has_answered = True
+            if self._candidates:
+                self._settle()
         self._last = self._context.poller.now
 
     def _count_out(self, amount: int, parts: int) -> None:
@@ -508,27 +680,123 @@ class UdpFlow:
     def on_again(self) -> None:
         """Never asked for."""
 
-    def on_deadline(self, now: float) -> None:
-        """Stop waiting for the rest of a first flight, or end an idle flow."""
-        self._is_watched = False
+    def on_deadline(self) -> None:
+        """Stop waiting for the rest of a first flight, or end a flow that has been without a datagram for too long."""
+        self._wait = 0.0
         if self._is_closed:
             return
         if self._to_target is None:
             self._decide(None, Detected.TIMEOUT)
-        elif now - self._last >= self._idle:
-            self._finish(Reason.IDLE)
+            return
+        quiet, lifetime = self._context.poller.now - self._last, self._lifetime
+        if quiet >= lifetime:
+            self._finish(Reason.IDLE if quiet >= self._idle else Reason.UNCONFIRMED)
         else:
-            self._watch_idleness()
+            self._remember()
+            self._watch(lifetime)
 
-    def _watch_idleness(self) -> None:
-        if self._idle != float("inf"):
-            self._watch(self._last + self._idle)
+    def _wait_for_its_end(self) -> None:
+        """Begin to look for deadlines, of a flow that has just got its target."""
+        if self._is_confirmed:  # one of before: its lifetime may be infinite
+            self._watch(self._lifetime)
+        else:
+            self._wait_for(self._lifetime)
 
-    def _watch(self, deadline: float) -> None:
-        """Be called at a deadline, or at an earlier one that was asked for before."""
-        if not self._is_watched:
-            self._is_watched = True
-            self._context.alarm.add(deadline, self)
+    def _watch(self, lifetime: float) -> None:
+        """Look again when the flow may have been without a datagram for too long, or is to be remembered anew."""
+        self._context.alarm.add(min(self._last + lifetime, self._context.poller.now + _REMEMBER_SECONDS), self)
+
+    @property
+    def _lifetime(self) -> float:
+        """Seconds without a datagram that end the flow."""
+        return self._idle if self._is_confirmed else min(self._idle, _UNCONFIRMED_SECONDS)
+
+    def _wait_for(self, seconds: float) -> None:
+        """Have :meth:`on_deadline` called after some time, and not after what was asked for before.
+
+        In line, which a flow can leave: a flood makes more flows that give way than the table of deadlines, where each
+        stays until it is due, should hold.
+        """
+        if self._wait:
+            self._context.alarm.cancel(self._wait, self)
+        self._wait = seconds
+        if seconds:
+            self._context.alarm.wait(seconds, self)
+
+    # From worker to worker
+
+    @property
+    def series(self) -> int:
+        """The listener's in the counters."""
+        return self._half.side.series
+
+    def pack(self) -> tuple[FlowRecord, int | None]:
+        """Return what another worker needs to go on with the flow, with the descriptor of its socket, if it has one.
+
+        The descriptor stays the flow's until :meth:`forget`. Other targets that could be tried, should this one not
+        answer, are left behind.
+        """
+        record = FlowRecord(self._key, self._client, self._reply, tuple(self._held), self._t_open)
+        if self._target is None:
+            return record, None
+        return record._replace(
+            held=(),
+            decided=self._t_decided,
+            last=self._last,
+            detected=self._detected,
+            match=self._match,
+            route=self._route,
+            target=self._target,
+            address=self._address,
+            tries=self._tries,
+            bytes_in=self._bytes_in,
+            bytes_out=self._bytes_out,
+            datagrams_in=self._datagrams_in,
+            datagrams_out=self._datagrams_out,
+            has_answered=self._has_answered,
+            is_confirmed=self._is_confirmed,
+            bulk=self._bulk,
+        ), self._descriptor
+
+    def forget(self) -> None:
+        """Let go of a flow that another worker goes on with."""
+        if self._cells is not None:
+            self._cells[T_GIVEN] += 1
+        if self._socket is not None:
+            # The other worker has the same socket open: closing alone would leave it in the poller's set.
+            self._context.poller.remove(self._descriptor)
+        self._close()
+
+    def unpack(self, record: FlowRecord, descriptor: int | None) -> None:
+        """Go on where another worker left off."""
+        self._t_open = record.opened
+        if record.target is None or record.route is None or descriptor is None:
+            self.take([(b"", memoryview(part), len(part), None) for part in record.held])
+            return
+        self._socket = socket.SocketType(fileno=descriptor)
+        self._descriptor = descriptor
+        # To be received as such: what its socket has coalesced already would go on as one datagram otherwise.
+        self._bulk = record.bulk
+        self._t_decided, self._last = record.decided, record.last
+        self._detected, self._match = record.detected, record.match
+        self._route, self._target, self._address = record.route, record.target, record.address
+        self._idle = record.route.idle_lifetime
+        self._tries = record.tries
+        self._bytes_in, self._bytes_out = record.bytes_in, record.bytes_out
+        self._datagrams_in, self._datagrams_out = record.datagrams_in, record.datagrams_out
+        self._cells = self._context.target_cells(record.target)
+        self._cells[T_TAKEN] += 1
+        self._to_target = Sender(self._socket)
+        try:
+            self._context.poller.add(descriptor, self, poller.LEVEL)
+        except OSError as error:
+            EVENTS.warning("cannot go on with a flow of another worker: %s", error.strerror)
+            self._finish(Reason.INTERNAL)
+            return
+        self._has_answered = record.has_answered
+        if record.is_confirmed:
+            self.confirm()
+        self._wait_for_its_end()
 
     # The end
 
@@ -545,6 +813,13 @@ class UdpFlow:
             self._context.log.refused(
                 f"{self._describe()} datagrams_in={held} reason={rejection}", rejection, self._context.poller.now
             )
+
+    def give_way(self) -> None:
+        """Close to make room for a new flow, and count that. Only for a flow that is not confirmed."""
+        if self._to_target is not None:
+            self._finish(Reason.EVICTED)
+        else:
+            self.refuse(Rejection.EVICTED, Drop.UNDECIDED)
 
     def end(self) -> None:
         """Close now, because the worker stops or the listener is gone."""
@@ -567,6 +842,7 @@ class UdpFlow:
         assert self._target is not None  # noqa: S101  only once there is one
         assert self._cells is not None  # noqa: S101  likewise
         context, now = self._context, self._context.poller.now
+        self._remember()
         # First of all: a fault in what follows must not leave the flow half closed, or count it twice.
         self._close()
         self._cells[T_CLOSED + REASON_INDEX[reason]] += 1
@@ -574,12 +850,16 @@ class UdpFlow:
         if self._generation.snapshot.access_log:
             resolved = f" address={endpoint(self._address, self._target.port)}" if self._target.is_name else ""
             tried = f" tries={self._tries}" if self._tries > 1 else ""
-            context.log.session(
+            fields = (
                 f"{self._describe()} target={self._target.text}{resolved}{tried} bytes_in={self._bytes_in}"
                 f" bytes_out={self._bytes_out} datagrams_in={self._datagrams_in} datagrams_out={self._datagrams_out}"
                 f" detect_ms={(self._t_decided - self._t_open) * 1e3:.1f}"
                 f" duration_ms={(now - self._t_open) * 1e3:.1f} reason={reason}"
             )
+            if reason is Reason.EVICTED:
+                context.log.session_of_many(fields, reason, now)
+            else:
+                context.log.session(fields)
 
     def _describe(self) -> str:
         host, port = self._client[:2]
@@ -601,6 +881,8 @@ class UdpFlow:
         self._is_closed = True
         self._settle()
         self._drop_socket()
+        self._wait_for(0.0)
+        self._context.unconfirmed.discard(self)
         self._listener.undecided.pop(self, None)
         self._listener.forget(self._key)
 

@@ -1,21 +1,40 @@
 """One worker: what it is told by the supervisor, and how it ends.
 
-It starts empty. ``Apply`` gives it listening sockets and a configuration, at the start and at each reload alike: one
-reference is swapped, and sessions that are under way keep what they began with.
+It starts empty. ``Attach`` and ``Apply`` give it listening sockets and a configuration, at the start and at each reload
+alike: one reference is swapped, and sessions that are under way keep what they began with.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import time
 from collections.abc import Iterator
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
 from setproctitle import setproctitle
 
-from rpxy_l4.control import Addresses, Applied, Apply, Drain, Draining, NotApplied, ReopenLogs
+from rpxy_l4.control import (
+    Addresses,
+    Applied,
+    Apply,
+    Attach,
+    Drain,
+    Draining,
+    Flows,
+    Inherit,
+    Inherited,
+    Message,
+    NotApplied,
+    Place,
+    Release,
+    Released,
+    ReopenLogs,
+)
+from rpxy_l4.flow_memory import FlowMemories
 from rpxy_l4.logs import Logs
 from rpxy_l4.metrics.layout import MICROSECONDS, Cell
 from rpxy_l4.metrics.slab import Slab
@@ -24,6 +43,7 @@ from rpxy_l4.snapshot import Bind, covers
 from rpxy_l4.verdict import Transport
 from rpxy_l4.workers.access_log import AccessLog
 from rpxy_l4.workers.context import Context, Generation
+from rpxy_l4.workers.handover import Giver, Leaving, Taker, with_descriptors
 from rpxy_l4.workers.tcp import TcpListener, TcpSession
 from rpxy_l4.workers.udp import UdpFlow, UdpListener
 
@@ -36,25 +56,46 @@ _DEFAULT_DRAIN: Final = 30.0
 """Seconds to drain when the supervisor is gone before it sent a configuration."""
 
 
+class Retired(NamedTuple):
+    """A listener whose address left the configuration, but that has flows."""
+
+    slot: int
+    listener: UdpListener
+    until: float
+    """When they have no time any more."""
+
+
 class Worker:
-    """Owns the event loop's life, the listening sockets of its slot, and all its sessions."""
+    """Owns the event loop's life, the listening sockets of its slots, and all its sessions."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, slot: int, slots: int, channel: Channel, slab: Slab, logs: Logs
+        self,
+        loop: asyncio.AbstractEventLoop,
+        number: int,
+        workers: int,
+        channel: Channel,
+        slab: Slab,
+        memories: FlowMemories,
+        logs: Logs,
     ) -> None:
         """Take ownership of the channel. Nothing happens before :meth:`start`."""
         self._loop = loop
-        self._slot = slot
-        self._slots = slots
+        self._number = number
         self._channel = channel
+        self._memories = memories
         self._logs = logs
-        self._access = AccessLog(logs.access, slot + 1, lambda: loop.call_later(_FLUSH_DELAY, self._access.flush))
-        self._context = Context(loop, slot, slots, slab, self._access)
+        self._access = AccessLog(logs.access, number + 1, lambda: loop.call_later(_FLUSH_DELAY, self._access.flush))
+        self._context = Context(loop, number, workers, slab, self._access)
         self._generation: Generation | None = None
-        self._tcp: dict[Bind, TcpListener] = {}
-        self._udp: dict[Bind, UdpListener] = {}
-        self._retired: list[tuple[UdpListener, float]] = []
-        """Listeners that left the configuration but have flows, and until when they may keep them."""
+        self._attached: dict[Place, socket.socket] = {}
+        """Sockets for the configuration, or the slot, that comes next."""
+        self._tcp: dict[Place, TcpListener] = {}
+        self._udp: dict[Place, UdpListener] = {}
+        self._retired: list[Retired] = []
+        self._departing: set[int] = set()
+        """Slots whose flows are on their way to another worker."""
+        self._arriving: set[int] = set()
+        """Slots whose flows are on their way here: until then, what clients send has to wait."""
         self._sessions: set[TcpSession] = set()
         self._undecided: dict[UdpFlow, None] = {}
         self._dropped_before = (0, 0)
@@ -66,7 +107,7 @@ class Worker:
     def start(self) -> None:
         """Begin to listen to the supervisor and to beat."""
         row = self._context.row
-        # The slot's counters go on where the worker before left them.
+        # The row's counters go on where the worker before left them.
         self._dropped_before = (row[Cell.ACCESS_LINES_DROPPED], row[Cell.EVENT_LINES_DROPPED])
         row[Cell.DRAINING] = row[Cell.GENERATION] = row[Cell.LOOP_LAG] = 0
         self._loop.add_reader(self._channel.fileno(), self._on_channel)
@@ -87,9 +128,9 @@ class Worker:
                 received = self._channel.receive()
             except BlockingIOError:
                 return
-            except DescriptorsLostError:
-                EVENTS.error("out of descriptors: a message from the supervisor could not be taken")
-                self._channel.send(NotApplied())
+            except DescriptorsLostError as lost:
+                EVENTS.error("out of descriptors: what came from the supervisor with some could not be taken")
+                self._go_without(lost.message)
                 continue
             if received is None:
                 self._loop.remove_reader(self._channel.fileno())
@@ -101,8 +142,15 @@ class Worker:
                 return
             message, descriptors = received
             match message:
+                case Attach(places):
+                    for place, descriptor in zip(places, descriptors, strict=True):
+                        self._attach(place, socket.socket(fileno=descriptor))
                 case Apply():
-                    self._apply(message, descriptors)
+                    self._apply(message)
+                case Release(slot):
+                    self._release(slot, Channel.of(descriptors[0]))
+                case Inherit(slot):
+                    self._inherit(slot, Channel.of(descriptors[0]))
                 case Addresses():
                     self._context.addresses = message.addresses
                 case Drain():
@@ -113,55 +161,164 @@ class Worker:
                 case _:
                     EVENTS.error("a worker has no use for %s", type(message).__name__)
 
-    def _apply(self, message: Apply, descriptors: list[int]) -> None:
+    def _go_without(self, message: Message | None) -> None:
+        """Deal with a message whose descriptors are lost."""
+        match message:
+            # Who is at the other end of the channel sees that it is gone; the slot must not wait for anybody.
+            case Release(slot):
+                self._release(slot, None)
+            case Inherit(slot):
+                self._inherit(slot, None)
+            case _:
+                self._channel.send(NotApplied())
+
+    def _attach(self, place: Place, sock: socket.socket) -> None:
+        if place in self._attached or place in self._tcp or place in self._udp:  # sent again, as an answer was lost
+            sock.close()
+        else:
+            self._attached[place] = sock
+
+    def _apply(self, message: Apply) -> None:
         context, snapshot = self._context, message.snapshot
         context.addresses = message.addresses
         self._generation = generation = Generation(snapshot, context)
-        for bind, descriptor in zip(message.attached, descriptors, strict=True):
-            sock = socket.socket(fileno=descriptor)
-            if bind in self._tcp or bind in self._udp:  # sent again, because an answer was lost
-                sock.close()
-                continue
-            if bind.transport is Transport.TCP:
-                self._tcp[bind] = TcpListener(context, bind, sock, self._sessions)
-            else:
-                self._udp[bind] = UdpListener(context, bind, sock, self._undecided)
         context.poller.begin_batch()
+        for place in [*self._attached]:
+            if place.slot in message.slots:
+                self._listen(place)
+            else:  # it was meant to be inherited, and is with somebody else now
+                self._attached.pop(place).close()
         kept = frozenset(snapshot.binds)
-        for bind in self._tcp.keys() - kept:
-            self._tcp.pop(bind).close()
-        for bind in self._udp.keys() - kept:
-            self._retired.append((self._udp.pop(bind), time.monotonic() + snapshot.drain_timeout))
+        for place in [place for place in self._tcp if place.bind not in kept]:
+            self._tcp.pop(place).close()
+        for place in [place for place in self._udp if place.bind not in kept]:
+            self._retired.append(Retired(place.slot, self._udp.pop(place), time.monotonic() + snapshot.drain_timeout))
         for listener in self._tcp.values():
             listener.generation = generation
             listener.resume()
-        for udp in self._udp.values():
+        for place, udp in self._udp.items():
             udp.generation = generation
-        for udp, _ in self._retired:
-            # While its old socket has flows, the kernel goes on giving it clients of an address that came back, or that
-            # a wildcard address now covers.
-            udp.accepts = any(covers(bind, udp.bind) for bind in kept)
-            udp.generation = generation
+            if place.slot not in self._arriving:
+                udp.resume()
+        for old in self._retired:
+            self._set_generation(old.listener)
         self._close_retired()
         context.poller.end_batch()
         context.row[Cell.GENERATION] = snapshot.generation
         self._title()
         self._channel.send(Applied(snapshot.generation))
 
+    def _set_generation(self, retired: UdpListener) -> None:
+        """Tell a retired listener what is in force."""
+        retired.generation = self._generation
+        # While its old socket has flows, the kernel goes on giving it clients of an address that came back, or that a
+        # wildcard address now covers.
+        binds = () if self._generation is None else self._generation.snapshot.binds
+        retired.accepts = any(covers(bind, retired.bind) for bind in binds)
+
+    def _listen(self, place: Place) -> None:
+        """Make a listener of an attached socket; it does not serve yet."""
+        sock = self._attached.pop(place)
+        if place.bind.transport is Transport.TCP:
+            self._tcp[place] = TcpListener(self._context, place.bind, sock, self._sessions)
+            self._tcp[place].generation = self._generation
+        else:
+            self._udp[place] = self._make_udp(place.slot, place.bind, sock)
+            self._udp[place].generation = self._generation
+
+    def _make_udp(self, slot: int, bind: Bind, sock: socket.socket) -> UdpListener:
+        return UdpListener(self._context, bind, sock, self._undecided, self._memories.of_slot(slot))
+
     def _close_retired(self) -> None:
-        """Close retired listeners that have no flows any more, or no time."""
+        """Close retired listeners that have no time any more, or of which nobody can have flows.
+
+        One without flows stays as long as any worker has some: with each socket that is closed, the kernel spreads what
+        comes for the others anew, and flows would arrive where nobody knows them.
+        """
         now, kept = time.monotonic(), []
-        for listener, until in self._retired:
-            if listener.flows and now < until:
-                kept.append((listener, until))
+        are_there_flows = bool(self._retired) and self._context.udp_sessions.count(now, 0) > 0
+        for retired in self._retired:
+            if are_there_flows and now < retired.until:
+                kept.append(retired)
             else:
-                listener.close()
+                retired.listener.close()
         self._retired = kept
+
+    # Slots that move
+
+    def _release(self, slot: int, channel: Channel | None) -> None:
+        """Stop to serve a slot, and hand its flows over; without a channel, end them."""
+        self._departing.add(slot)
+        self._context.poller.begin_batch()
+        for place in [place for place in self._tcp if place.slot == slot]:
+            self._tcp.pop(place).leave()
+        leaving = [
+            Leaving(self._udp.pop(place), None) for place in [place for place in self._udp if place.slot == slot]
+        ]
+        leaving += [Leaving(old.listener, old.until) for old in self._retired if old.slot == slot]
+        self._retired = [old for old in self._retired if old.slot != slot]
+        if channel is None:
+            for listener, _ in leaving:
+                listener.close()
+        self._context.poller.end_batch()
+        if channel is None:
+            self._on_released(slot)
+        else:
+            Giver(self._loop, self._context, channel, leaving, lambda: self._on_released(slot))
+
+    def _on_released(self, slot: int) -> None:
+        self._departing.discard(slot)
+        self._channel.send(Released(slot))
+
+    def _inherit(self, slot: int, channel: Channel | None) -> None:
+        """Take what comes of a slot's flows, and then serve it; without a channel, none comes."""
+        self._arriving.add(slot)
+        for place in [place for place in self._attached if place.slot == slot]:
+            self._listen(place)
+            if place in self._tcp:
+                self._tcp[place].resume()
+        if channel is None:
+            self._on_inherited(slot)
+        else:
+            Taker(self._loop, channel, partial(self._adopt, slot), lambda: self._on_inherited(slot))
+
+    def _adopt(self, slot: int, message: Flows, descriptors: list[int]) -> None:
+        self._context.poller.begin_batch()
+        listener = self._udp.get(Place(slot, message.bind))
+        if message.until is not None:
+            sock = socket.socket(fileno=descriptors.pop(0))
+            old = [old.listener for old in self._retired if (old.slot, old.listener.bind) == (slot, message.bind)]
+            if old:
+                sock.close()
+                listener = old[0]
+            else:
+                listener = self._make_udp(slot, message.bind, sock)
+                self._retired.append(Retired(slot, listener, message.until))
+                self._set_generation(listener)
+        for record, descriptor in with_descriptors(message.records, descriptors):
+            if listener is not None:
+                listener.adopt(record, descriptor, message.series)
+            elif descriptor is not None:
+                os.close(descriptor)
+        self._context.poller.end_batch()
+
+    def _on_inherited(self, slot: int) -> None:
+        self._arriving.discard(slot)
+        for listener in [
+            *(udp for place, udp in self._udp.items() if place.slot == slot),
+            *(old.listener for old in self._retired if old.slot == slot),
+        ]:
+            listener.resume()
+        self._channel.send(Inherited(slot))
 
     # The end
 
+    def _udp_listeners(self) -> list[UdpListener]:
+        """Return those of the configuration, and those that left it."""
+        return [*self._udp.values(), *(old.listener for old in self._retired)]
+
     def _flows(self) -> Iterator[UdpFlow]:
-        for listener in [*self._udp.values(), *(listener for listener, _ in self._retired)]:
+        for listener in self._udp_listeners():
             yield from listener.flows.values()
 
     @property
@@ -170,7 +327,9 @@ class Worker:
 
     @property
     def _worth_waiting_for(self) -> bool:
-        return bool(self._sessions) or not all(flow.is_quiet for flow in self._flows())
+        return bool(self._sessions or self._departing or self._arriving) or not all(
+            flow.is_quiet for flow in self._flows()
+        )
 
     def _drain(self, timeout: float) -> None:
         until = time.monotonic() + timeout
@@ -183,7 +342,7 @@ class Worker:
         for listener in self._tcp.values():
             listener.close()
         self._tcp.clear()
-        for udp in [*self._udp.values(), *(listener for listener, _ in self._retired)]:
+        for udp in self._udp_listeners():
             udp.accepts = False
         self._context.poller.end_batch()
         self._channel.send(Draining())
@@ -207,7 +366,7 @@ class Worker:
         self._loop.stop()
 
     def _close_udp(self) -> None:
-        for udp in [*self._udp.values(), *(listener for listener, _ in self._retired)]:
+        for udp in self._udp_listeners():
             udp.close()
         self._udp.clear()
         self._retired.clear()
@@ -240,4 +399,4 @@ class Worker:
     def _title(self) -> None:
         generation = 0 if self._generation is None else self._generation.snapshot.generation
         state = f" draining {self._open} sessions" if self._drain_until is not None else ""
-        setproctitle(f"rpxy-l4: worker {self._slot + 1}/{self._slots} gen {generation}{state}")
+        setproctitle(f"rpxy-l4: worker {self._number + 1} gen {generation}{state}")

@@ -29,8 +29,10 @@ from rpxy_l4.metrics.layout import (
     L_PROXY_HEADERS,
     L_REJECTED,
     L_SESSION_HISTOGRAM,
+    L_SOCKET_ERRORS,
     MICROSECONDS,
     SESSION_BUCKETS,
+    SOCKET_ERRNOS,
     T_BYTES_IN,
     T_BYTES_OUT,
     T_CLOSED,
@@ -55,7 +57,7 @@ _SHA256_SHOWN: Final = 12
 
 _ORDINARY_ENDS: Final = {
     Transport.TCP: frozenset({Reason.CLIENT_EOF, Reason.TARGET_EOF}),
-    Transport.UDP: frozenset({Reason.IDLE}),
+    Transport.UDP: frozenset({Reason.IDLE, Reason.UNCONFIRMED}),
 }
 
 _LISTENER: Final = ("listener", "protocol")
@@ -66,6 +68,8 @@ Lookups = Mapping[tuple[str, LookupResult], int]
 
 def _results_of(transport: Transport) -> list[Detected]:
     others = {Detected(protocol.value) for protocol in Protocol if TRANSPORT_OF[protocol] is not transport}
+    if transport is Transport.TCP:
+        others.add(Detected.REMEMBERED)
     return [result for result in Detected if result not in others]
 
 
@@ -102,7 +106,7 @@ class ProxyCollector(Collector):
         expiries: Callable[[], Mapping[str, float]],
         build: Mapping[str, str],
     ) -> None:
-        """``rows`` are those of the slots. The callables are asked at each scrape, in the thread that serves it."""
+        """``rows`` are those of the workers. The callables are asked at each scrape, in the thread that serves it."""
         self._rows = rows
         self._status = status
         self._processes = processes
@@ -126,7 +130,7 @@ class ProxyCollector(Collector):
         totals = read_totals(self._rows, status.directory)
         yield from _configuration(status)
         yield from _workers(status)
-        yield from self._each_worker(status.workers)
+        yield from self._each_worker(status.workers, status.worker_cpu)
         yield from _sessions(status, totals)
         yield from _listeners(status.directory.listeners, totals.listeners)
         yield from _connects(status.directory.targets, totals.targets)
@@ -135,8 +139,8 @@ class ProxyCollector(Collector):
         dropped.add_metric(["error"], totals.event_lines_dropped)
         yield dropped
 
-    def _each_worker(self, workers: Sequence[WorkerStatus]) -> Iterator[Metric]:
-        cpu = _counter("worker_cpu_seconds_total", "CPU time of the processes of a slot.", ["worker", "mode"])
+    def _each_worker(self, workers: Sequence[WorkerStatus], gone: Iterable[int]) -> Iterator[Metric]:
+        cpu = _counter("worker_cpu_seconds_total", "CPU time of the processes of a worker.", ["worker", "mode"])
         resident = _gauge("worker_resident_memory_bytes", "Resident memory of a worker.", ["worker"])
         open_fds = _gauge("worker_open_fds", "Open file descriptors of a worker.", ["worker"])
         max_fds = _gauge("worker_max_fds", "Soft limit of open file descriptors of a worker.", ["worker"])
@@ -146,22 +150,25 @@ class ProxyCollector(Collector):
         lag = _gauge(
             "worker_loop_lag_seconds", "Longest delay of a worker's event loop since the worker started.", ["worker"]
         )
-        readings = self._processes({worker.slot: worker.pid for worker in workers})
-        for worker in workers:
-            slot, reading, row = str(worker.slot + 1), readings[worker.slot], self._rows[worker.slot]
+        # With those that have left: a counter does not vanish.
+        pids: dict[int, int | None] = {**dict.fromkeys(gone), **{worker.number: worker.pid for worker in workers}}
+        readings = self._processes(pids)
+        for index, reading in sorted(readings.items()):
             if reading.cpu_user is not None and reading.cpu_system is not None:
-                cpu.add_metric([slot, "user"], reading.cpu_user)
-                cpu.add_metric([slot, "system"], reading.cpu_system)
+                cpu.add_metric([str(index + 1), "user"], reading.cpu_user)
+                cpu.add_metric([str(index + 1), "system"], reading.cpu_system)
+        for worker in workers:
+            number, reading, row = str(worker.number + 1), readings[worker.number], self._rows[worker.number]
             for family, value in (
                 (resident, reading.resident_bytes),
                 (open_fds, reading.open_fds),
                 (max_fds, reading.max_fds),
             ):
                 if value is not None:
-                    family.add_metric([slot], value)
+                    family.add_metric([number], value)
             for protocol, count in zip(("tcp", "udp"), worker_sessions(row), strict=True):
-                sessions.add_metric([slot, protocol], count)
-            lag.add_metric([slot], row[Cell.LOOP_LAG] / MICROSECONDS)
+                sessions.add_metric([number, protocol], count)
+            lag.add_metric([number], row[Cell.LOOP_LAG] / MICROSECONDS)
         yield from (cpu, resident, open_fds, max_fds, sessions, lag)
 
 
@@ -246,6 +253,11 @@ def _listeners(directory: Mapping[ListenerSeries, int], cells: Sequence[Column])
         "detection_duration_seconds", "From the begin of a session to the choice of its route.", _LISTENER
     )
     accept = _counter("accept_errors_total", "Failures to accept a TCP connection.", ["listener", "errno"])
+    sockets = _counter(
+        "socket_errors_total",
+        "Sockets towards targets that the machine was too short of something for.",
+        (*_LISTENER, "errno"),
+    )
     headers = _counter("proxy_protocol_headers_total", "PROXY protocol headers received.", ["listener", "result"])
     for key, series in directory.items():
         labels = [key.listener, key.transport]
@@ -260,6 +272,8 @@ def _listeners(directory: Mapping[ListenerSeries, int], cells: Sequence[Column])
             detected.add_metric([*labels, result], results[result])
         _observe(lasted, labels, SESSION_BUCKETS, at(L_SESSION_HISTOGRAM, len(SESSION_BUCKETS) + 2))
         _observe(took, labels, DETECTION_BUCKETS, at(L_DETECTION_HISTOGRAM, len(DETECTION_BUCKETS) + 2))
+        for errno, count in zip(SOCKET_ERRNOS, at(L_SOCKET_ERRORS, len(SOCKET_ERRNOS)), strict=True):
+            sockets.add_metric([*labels, errno], count)
         if key.transport is Transport.UDP:
             for drop, count in zip(Drop, at(L_DROPPED, len(Drop)), strict=True):
                 dropped.add_metric([key.listener, drop], count)
@@ -268,7 +282,7 @@ def _listeners(directory: Mapping[ListenerSeries, int], cells: Sequence[Column])
                 accept.add_metric([key.listener, errno], count)
             for outcome, count in zip(("accepted", "refused"), at(L_PROXY_HEADERS, 2), strict=True):
                 headers.add_metric([key.listener, outcome], count)
-    yield from (rejected, dropped, detected, lasted, took, accept, headers)
+    yield from (rejected, dropped, detected, lasted, took, accept, sockets, headers)
 
 
 def _connects(directory: Mapping[TargetSeries, int], cells: Sequence[Column]) -> Iterator[Metric]:

@@ -48,11 +48,11 @@ _SEND_AGAIN: Final = 0.5
 _BEAT: Final = 1.0
 
 
-def run(channel: Channel, slab: Slab, slots: int, listening: socket.socket | None) -> int:
+def run(channel: Channel, slab: Slab, workers: int, listening: socket.socket | None) -> int:
     """Be the admin process until the supervisor is gone or closes its end. Returns the exit status.
 
     For a freshly forked child without threads; it takes ownership of ``channel`` and ``listening``. The first
-    ``slots`` rows of the slab are the workers', the next one is for this process's heartbeat. Descriptors that come
+    ``workers`` rows of the slab are the workers', the next one is for this process's heartbeat. Descriptors that come
     with a ``Status`` are a listening socket to use in place of the current one; a configuration without an admin
     address closes it. Each configuration that differs from the one before is answered by at least one ``Addresses``,
     within two seconds. SIGABRT writes the stack of every thread to stderr before the process dies of it.
@@ -65,7 +65,7 @@ def run(channel: Channel, slab: Slab, slots: int, listening: socket.socket | Non
     setproctitle("rpxy-l4: admin")
     loop = uvloop.new_event_loop()
     try:
-        loop.run_until_complete(_Admin(loop, channel, slab, slots).serve(listening))
+        loop.run_until_complete(_Admin(loop, channel, slab, workers).serve(listening))
     finally:
         loop.close()
     return 0
@@ -74,11 +74,11 @@ def run(channel: Channel, slab: Slab, slots: int, listening: socket.socket | Non
 class _Admin:
     """What the process holds. Request threads only read ``status``, which is replaced whole."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, channel: Channel, slab: Slab, slots: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, channel: Channel, slab: Slab, workers: int) -> None:
         self.status: Status | None = None
         self._loop = loop
         self._channel = channel
-        self._row = slab.row(slots)
+        self._row = slab.row(workers)
         self._ended = loop.create_future()
         self._server: AdminServer | None = None
         self._resolver = Resolver(self._send)
@@ -87,7 +87,7 @@ class _Admin:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(
             ProxyCollector(
-                rows=[slab.row(slot) for slot in range(slots)],
+                rows=[slab.row(number) for number in range(workers)],
                 status=lambda: self.status,
                 processes=self._read_processes,
                 lookups=self._resolver.lookups,

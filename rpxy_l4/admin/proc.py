@@ -77,9 +77,9 @@ class WorkerProcesses:
         self._shown: dict[int, tuple[float, float]] = {}
 
     def read(self, pids: Mapping[int, int | None], before: Mapping[int, tuple[float, float]]) -> dict[int, Reading]:
-        """Read the process of each slot. ``before``: user and system CPU seconds of the slot's earlier processes.
+        """Read the process of each worker. ``before``: user and system CPU seconds of those that had its number.
 
-        The CPU seconds of a slot never go back: a process may be gone before it is known what it used in all.
+        The CPU seconds of a number never go back: a process may be gone before it is known what it used in all.
         """
         with self._lock:
             return {slot: self._read_slot(slot, pid, before.get(slot, (0.0, 0.0))) for slot, pid in pids.items()}

@@ -69,6 +69,8 @@ def _check_globals(config: Config, broken: frozenset[Path]) -> Iterator[Finding]
             yield ("tcp_trusted_proxies",), "must not be empty while tcp_recv_proxy_protocol is on"
         elif not any(path[0] == "tcp_trusted_proxies" for path in broken):
             yield ("tcp_recv_proxy_protocol",), "needs tcp_trusted_proxies: whose headers are to be believed?"
+    if config.workers != "auto" and config.slots != "auto" and config.slots < config.workers:
+        yield ("slots",), f"must not be less than workers, which is {config.workers}"
 
 
 def _check_unreachable(config: Config, broken: frozenset[Path]) -> Iterator[Finding]:

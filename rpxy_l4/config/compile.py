@@ -14,8 +14,12 @@ from rpxy_l4.snapshot import DEFAULT_ROUTE, Bind, Route, Side, Snapshot, Target
 from rpxy_l4.verdict import TRANSPORT_OF, Transport
 
 
-def compile_snapshot(config: Config, *, sha256: str, generation: int, directory: Directory, cpus: int) -> Snapshot:
-    """Return the configuration as workers use it. ``cpus`` is what ``workers = "auto"`` means.
+def compile_snapshot(
+    config: Config, *, sha256: str, generation: int, directory: Directory, cpus: int, slots: int | None = None
+) -> Snapshot:
+    """Return the configuration as workers use it.
+
+    ``cpus`` is what ``workers = "auto"`` means. ``slots`` is what ``slots = "auto"`` means; None: twice the workers.
 
     New series are entered in ``directory``, and stay there whatever becomes of the snapshot. Raises ConfigError when it
     has no room for them.
@@ -30,6 +34,7 @@ def compile_snapshot(config: Config, *, sha256: str, generation: int, directory:
         )
         raise ConfigError([Problem(message=message)]) from None
     min_ttl, max_ttl = _ttl_bounds(config)
+    workers, slots = _workers_and_slots(config, cpus, slots)
     return Snapshot(
         generation=generation,
         sha256=sha256,
@@ -48,13 +53,20 @@ def compile_snapshot(config: Config, *, sha256: str, generation: int, directory:
         drain_timeout=config.drain_timeout,
         recv_proxy_protocol=config.tcp_recv_proxy_protocol,
         trusted_proxies=config.tcp_trusted_proxies,
-        workers=max(1, min(cpus, MAX_WORKERS)) if config.workers == "auto" else config.workers,
+        workers=workers,
+        slots=slots,
         watch=config.watch,
         access_log=config.access_log,
         admin=_admin(config.admin.listen),
         dns_min_ttl=min_ttl,
         dns_max_ttl=max_ttl,
     )
+
+
+def _workers_and_slots(config: Config, cpus: int, present: int | None) -> tuple[int, int]:
+    slots = present if config.slots == "auto" else config.slots
+    workers = max(1, min(cpus, slots or MAX_WORKERS)) if config.workers == "auto" else config.workers
+    return workers, slots or min(2 * workers, MAX_WORKERS)
 
 
 def routes(config: Config, transport: Transport) -> list[Route]:
@@ -79,13 +91,16 @@ def _side(config: Config, transport: Transport, listener: str, directory: Direct
     default = _default(config, transport)
     if not found and default is None:
         return None
+    is_tcp = transport is Transport.TCP
     counted: Callable[[Route], Route] = partial(_counted, listener=listener, directory=directory)
     return Side(
         transport=transport,
         routes=tuple(map(counted, found)),
         default=default and counted(default),
         series=directory.listener(ListenerSeries(listener, transport)),
-        max_sessions=config.tcp_max_connections if transport is Transport.TCP else config.udp_max_connections,
+        max_sessions=config.tcp_max_connections if is_tcp else config.udp_max_connections,
+        max_new_per_second=config.tcp_max_new_per_second if is_tcp else config.udp_max_new_per_second,
+        at_limit=config.tcp_at_limit,
     )
 
 

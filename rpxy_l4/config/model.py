@@ -32,7 +32,7 @@ from rpxy_l4.config.forms import (
     word,
 )
 from rpxy_l4.errors import quote
-from rpxy_l4.snapshot import LoadBalance, ProxyVersion
+from rpxy_l4.snapshot import AtLimit, LoadBalance, ProxyVersion
 from rpxy_l4.verdict import Protocol
 
 MAX_WORKERS: Final = 256
@@ -104,6 +104,7 @@ def _distinct_addresses(addresses: tuple[str, ...]) -> tuple[str, ...]:
 
 Port = Annotated[int, whole(1, MAX_PORT)]
 Sessions = Annotated[int, whole(1, _MAX_SESSIONS)]
+Rate = Annotated[int, whole(0, _MAX_SESSIONS)]
 Flag = Annotated[bool, FLAG]
 Duration = Annotated[float, DURATION]
 PositiveDuration = Annotated[float, POSITIVE_DURATION]
@@ -226,9 +227,17 @@ class Config(_Table):
     tcp_backlog: Annotated[int, whole(0, _MAX_BACKLOG)] = 1024
     """TCP connections that may wait to be accepted, on each address. The kernel caps it at net.core.somaxconn."""
     tcp_max_connections: Sessions = 1024
-    """TCP connections open at a time; what comes on top is closed at once."""
+    """TCP connections open at a time; tcp_at_limit says what becomes of those that come on top."""
+    tcp_max_new_per_second: Rate = 0
+    """New TCP connections a second, over all addresses; tcp_at_limit says what becomes of more. 0: any number."""
+    tcp_at_limit: Annotated[AtLimit, member("way to meet a limit", AtLimit)] = AtLimit.RESET
+    """What becomes of TCP connections beyond one of these limits: "reset" resets them at once, "wait" leaves them in
+    the queue of tcp_backlog until there is room."""
     udp_max_connections: Sessions = 2048
-    """UDP flows remembered at a time; datagrams of further ones are dropped."""
+    """UDP flows remembered at a time. On top, a new flow takes the place of the oldest one whose client has not sent
+    again; where all have, its datagrams are dropped."""
+    udp_max_new_per_second: Rate = 0
+    """New UDP flows a second, over all addresses; datagrams of more are dropped. 0: any number."""
     tcp_target: Targets = ()
     """Where TCP goes that no entry takes. Left out: it is closed."""
     udp_target: Targets = ()
@@ -258,9 +267,13 @@ class Config(_Table):
     tcp_connect_timeout: PositiveDuration = Field(5.0, json_schema_extra={"default": "5s"})
     """How long to wait for a target to accept a connection before the next one is tried."""
     drain_timeout: Duration = Field(30.0, json_schema_extra={"default": "30s"})
-    """How long open sessions may go on after the order to stop. 0: not at all."""
+    """How long open sessions may go on after the order to stop, TCP sessions in a worker that leaves, and UDP flows of
+    an address that left the configuration. 0: not at all."""
     workers: Workers = "auto"
     """Worker processes; "auto" is one per available CPU."""
+    slots: Workers = "auto"
+    """Sets of listening sockets that workers share out, so many that there may be more workers one day without a UDP
+    flow changing its place; "auto" is twice the workers. Fixed while the program runs."""
     watch: Flag = True
     """Reload when the file changes. SIGHUP reloads in any case."""
     access_log: Flag = True

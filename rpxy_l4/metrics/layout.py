@@ -1,11 +1,12 @@
 """Where each counter stands in a row of the slab. Pure arithmetic.
 
-A row belongs to a slot and has one writer: the worker that fills the slot (after its death, the supervisor).
+A row has one writer: the worker with its number (after that one's death, the supervisor).
 A row is: the worker cells, then the listener table, then the target table. A block of a table belongs to one
 series; blocks are assigned by the supervisor's :class:`Directory` and never reused while the process lives, so no
 counter goes backwards when the configuration changes.
 
-Counters only grow. Open sessions are ``opened - closed``. Durations are summed in microseconds.
+Counters only grow. Open sessions are ``opened - closed``; in a single row, those that moved count, too
+(``opened + taken - closed - given``). Durations are summed in microseconds.
 """
 
 from __future__ import annotations
@@ -31,14 +32,21 @@ class Cell(enum.IntEnum):
     """TCP connections accepted; with TCP_CLOSED this is what ``tcp_max_connections`` limits."""
     TCP_CLOSED = 3
     UDP_OPENED = 4
-    """UDP flows created, undecided ones included."""
+    """UDP flows created, or taken from another worker, undecided ones included."""
     UDP_CLOSED = 5
+    """UDP flows ended, or given to another worker."""
     ACCESS_LINES_DROPPED = 6
     EVENT_LINES_DROPPED = 7
     LOOP_LAG = 8
     """Longest delay of the once-a-second tick since the worker started, microseconds. Not a counter."""
     DRAINING = 9
     """1 while the worker is stopping."""
+    UDP_UNCONFIRMED = 10
+    """UDP flows open now that may give way to new ones. Not a counter."""
+    TCP_ADMITTED = 11
+    """TCP connections let in while ``tcp_max_new_per_second`` limited them."""
+    UDP_ADMITTED = 12
+    """UDP flows let in while ``udp_max_new_per_second`` limited them."""
 
 
 WORKER_CELLS: Final = 16
@@ -49,6 +57,8 @@ CONNECT_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 """Upper bounds in seconds; one more cell counts what is above the last, and one more sums microseconds."""
 
 ACCEPT_ERRNOS: Final = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "other")
+SOCKET_ERRNOS: Final = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EADDRNOTAVAIL")
+"""What the machine may be short of for a socket towards a target; the last one means its ports."""
 
 REJECTION_INDEX: Final = {reason: i for i, reason in enumerate(Rejection)}
 DROP_INDEX: Final = {reason: i for i, reason in enumerate(Drop)}
@@ -65,7 +75,8 @@ L_DETECTION_HISTOGRAM: Final = L_SESSION_HISTOGRAM + len(SESSION_BUCKETS) + 2
 L_ACCEPT_ERRORS: Final = L_DETECTION_HISTOGRAM + len(DETECTION_BUCKETS) + 2
 L_PROXY_HEADERS: Final = L_ACCEPT_ERRORS + len(ACCEPT_ERRNOS)
 """Two cells: PROXY headers accepted, and refused."""
-LISTENER_CELLS: Final = L_PROXY_HEADERS + 2
+L_SOCKET_ERRORS: Final = L_PROXY_HEADERS + 2
+LISTENER_CELLS: Final = L_SOCKET_ERRORS + len(SOCKET_ERRNOS)
 
 # A block of the target table.
 T_OPENED: Final = 0
@@ -77,7 +88,11 @@ T_DATAGRAMS_OUT: Final = 4
 T_CLOSED: Final = 5
 T_CONNECTS: Final = T_CLOSED + len(Reason)
 T_CONNECT_HISTOGRAM: Final = T_CONNECTS + len(ConnectResult)
-TARGET_CELLS: Final = T_CONNECT_HISTOGRAM + len(CONNECT_BUCKETS) + 2
+T_TAKEN: Final = T_CONNECT_HISTOGRAM + len(CONNECT_BUCKETS) + 2
+"""Flows that came from another worker."""
+T_GIVEN: Final = T_TAKEN + 1
+"""Flows that went to another worker."""
+TARGET_CELLS: Final = T_GIVEN + 1
 
 MAX_LISTENERS: Final = 1024
 MAX_TARGETS: Final = 16_384

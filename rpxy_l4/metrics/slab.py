@@ -1,4 +1,8 @@
-"""Rows of 64-bit counters in memory shared by fork. Row *n* has one writer: slot *n*, or the admin process the last."""
+"""Rows of 64-bit counters in shared memory. Each has one writer.
+
+Row *n* is worker *n*'s, and the supervisor's while no such worker lives. Behind them are two more: what the supervisor
+makes up for, and where the admin process beats.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +14,28 @@ _CELL_BYTES = 8
 
 
 class Slab:
-    """Anonymous shared memory, made before the first fork: nothing to name, nothing to clean up.
+    """Shared memory, made before the first fork.
 
     An aligned 8-byte store is never seen half done, so readers take no lock as long as each cell has one writer.
     """
 
-    def __init__(self, rows: int, cells: int = ROW_CELLS) -> None:
-        """Reserve ``rows`` rows of zeros. Pages that are never written take no memory."""
+    def __init__(self, rows: int, cells: int = ROW_CELLS, memory: memoryview | None = None) -> None:
+        """Use ``memory``, of :meth:`size` bytes, with what stands in it; None: anonymous memory full of zeros."""
         self.rows = rows
         self._cells = cells
-        # The memoryview keeps the mapping alive.
-        self._all = memoryview(mmap.mmap(-1, rows * cells * _CELL_BYTES)).cast("Q")
+        if memory is None:
+            # The memoryview keeps the mapping alive. Pages that are never written take no memory.
+            memory = memoryview(mmap.mmap(-1, self.size(rows, cells)))
+        self._all = memory.cast("Q")
 
-    def row(self, slot: int) -> memoryview:
-        """Return the cells of a slot, writable in place (format ``Q``)."""
-        if not 0 <= slot < self.rows:
-            msg = f"no row {slot} in a slab of {self.rows}"
+    @staticmethod
+    def size(rows: int, cells: int = ROW_CELLS) -> int:
+        """Return how many bytes so many rows take."""
+        return rows * cells * _CELL_BYTES
+
+    def row(self, number: int) -> memoryview:
+        """Return the cells of a row, writable in place (format ``Q``)."""
+        if not 0 <= number < self.rows:
+            msg = f"no row {number} in a slab of {self.rows}"
             raise IndexError(msg)
-        return self._all[slot * self._cells : (slot + 1) * self._cells]
+        return self._all[number * self._cells : (number + 1) * self._cells]

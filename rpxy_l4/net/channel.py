@@ -1,4 +1,4 @@
-"""The pair of sockets between the supervisor and one child: whole messages, with descriptors."""
+"""A pair of sockets between the supervisor and one child, or two workers: whole messages, with descriptors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from rpxy_l4.control import Message, decode, encode
 
 # SCM_MAX_FD, include/net/scm.h: the kernel refuses more descriptors in one message.
 MAX_DESCRIPTORS: Final = 253
+DESCRIPTORS_AT_A_TIME: Final = 200
+"""What to send where there are more; it leaves room for those that come in addition."""
 # A sequenced packet must fit the socket's send buffer (212 992 bytes by default); a snapshot of thousands of routes
 # does not, so what is longer than this travels as a memfd.
 _INLINE_LIMIT: Final = 32 * 1024
@@ -21,6 +23,11 @@ _IN_MEMFD: Final = b"m"
 class DescriptorsLostError(Exception):
     """Descriptors that came with a message found no room in this process."""
 
+    def __init__(self, message: Message | None) -> None:
+        """Keep what the message said without them; None when that was in one of them."""
+        super().__init__()
+        self.message = message
+
 
 class Channel:
     """One end. Never blocks; the other end's death is ``receive`` returning None."""
@@ -29,6 +36,11 @@ class Channel:
         """Take ownership of one end of a pair."""
         end.setblocking(False)
         self._socket = end
+
+    @classmethod
+    def of(cls, descriptor: int) -> Channel:
+        """Return the end that a descriptor stands for, which is owned from now on."""
+        return cls(socket.socket(fileno=descriptor))
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
@@ -75,7 +87,7 @@ class Channel:
         """Return the next message and its descriptors, which are now the caller's; None at EOF.
 
         Raises BlockingIOError when there is nothing to read, DescriptorsLostError when this process had no room for the
-        descriptors; the message is lost then, too.
+        descriptors; none of them is left open then.
         """
         try:
             data, descriptors, flags, _ = socket.recv_fds(self._socket, _INLINE_LIMIT + 1, MAX_DESCRIPTORS)
@@ -86,7 +98,7 @@ class Channel:
         if flags & socket.MSG_CTRUNC:
             for descriptor in descriptors:
                 os.close(descriptor)
-            raise DescriptorsLostError
+            raise DescriptorsLostError(decode(data[1:]) if data[:1] == _INLINE else None)
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
         if data[:1] == _IN_MEMFD:

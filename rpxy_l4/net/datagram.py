@@ -26,7 +26,8 @@ def open_towards(host: str, port: int) -> socket.SocketType:
     """Return a non-blocking UDP socket connected to an IP literal, the caller's to close.
 
     No address-reuse option is ever set: two such sockets could otherwise be given the same local port, and one flow's
-    answers would reach the other. Raises OSError when out of descriptors or ports, or when there is no way there.
+    answers would reach the other. Raises OSError when out of descriptors, when there is no way there, or, with
+    EADDRNOTAVAIL, when out of ports.
     """
     # Not socket.socket: that class costs more to make than the system call.
     sock = socket.SocketType(
@@ -34,6 +35,10 @@ def open_towards(host: str, port: int) -> socket.SocketType:
     )
     try:
         sock.connect((host, port))
+    except BlockingIOError as error:
+        # What connect(2) says for UDP where TCP says EADDRNOTAVAIL: no port is left in ip_local_port_range.
+        sock.close()
+        raise OSError(errno.EADDRNOTAVAIL, "no local port is left") from error
     except BaseException:
         sock.close()
         raise

@@ -17,6 +17,7 @@ _LONG: Final = 0x80  # set in the first byte, of which it is the uppermost bit
 _START: Final = struct.Struct(">BIB")  # first byte, version, length of the destination id
 _MAX_ID: Final = 20  # RFC 9000 17.2
 _MIN_RANDOM_ID: Final = 8  # the id that a client makes up for its first packets (RFC 9000 7.2)
+_MIN_PACKET: Final = 21  # shorter packets are never valid (RFC 9000 10.3)
 
 
 class Kind(enum.Enum):
@@ -107,6 +108,16 @@ def asks_for_unknown_version(datagram: bytes) -> bool:
         return False
     version, destination_id, _ = ids
     return version not in _KINDS and len(destination_id) >= _MIN_RANDOM_ID
+
+
+def may_be_in_session(datagram: bytes) -> bool:
+    """Whether a client may send this in the middle of a session: all that can be said without its ids and keys.
+
+    That is a long header of any version with ids of at most 20 bytes, and whatever else has 21 bytes or more. The
+    fixed bit is no help: clients clear it in half of their packets for a target that allows it (RFC 9287 3.1), and to
+    ask for it would break every second of such sessions. Without it the short header has one certain bit.
+    """
+    return len(datagram) >= _MIN_PACKET and (datagram[0] < _LONG or _read_ids(datagram, 0) is not None)
 
 
 def _read_ids(datagram: bytes, at: int) -> tuple[int, bytes, int] | None:

@@ -24,6 +24,7 @@ from rpxy_l4.metrics.layout import (
     L_PROXY_HEADERS,
     L_REJECTED,
     L_SESSION_HISTOGRAM,
+    L_SOCKET_ERRORS,
     REASON_INDEX,
     REJECTION_INDEX,
     SESSION_BUCKETS,
@@ -117,6 +118,7 @@ def carry_sessions(row: memoryview) -> None:
     row[listener + L_SESSION_HISTOGRAM + len(SESSION_BUCKETS) + 1] += 1_500_000
     row[listener + L_ACCEPT_ERRORS] += 1
     row[listener + L_PROXY_HEADERS + 1] += 6
+    row[listener + L_SOCKET_ERRORS + 4] += 7
     row[listener_offset(1) + L_DROPPED + DROP_INDEX[Drop.SNDBUF]] += 9
     row[Cell.TCP_OPENED] += 4
     row[Cell.TCP_CLOSED] += 2
@@ -157,6 +159,7 @@ UDP = {"listener": ":8448", "protocol": "udp", "route": "default", "target": "[:
         ("session_duration_seconds_bucket", {"listener": ":8448", "protocol": "tcp", "le": "0.5"}, 4),
         ("session_duration_seconds_bucket", {"listener": ":8448", "protocol": "tcp", "le": "+Inf"}, 4),
         ("accept_errors_total", {"listener": ":8448", "errno": "EMFILE"}, 2),
+        ("socket_errors_total", {"listener": ":8448", "protocol": "tcp", "errno": "EADDRNOTAVAIL"}, 14),
         ("proxy_protocol_headers_total", {"listener": ":8448", "result": "refused"}, 12),
         ("target_connects_total", {"route": "web", "target": "10.0.0.1:443", "result": "ok"}, 6),
         ("target_connect_duration_seconds_count", {"route": "web", "target": "10.0.0.1:443"}, 6),
@@ -231,7 +234,7 @@ def test_the_reasons_of_a_listener_are_there_before_the_first_event() -> None:
     }
     assert labels_of(made, "detections_total", "result", **udp) == {
         *("quic", "wireguard"),
-        *("unknown", "timeout", "skipped"),
+        *("unknown", "timeout", "skipped", "remembered"),
     }
     assert labels_of(made, "target_connects_total", "result") == set(ConnectResult)
 
@@ -240,7 +243,7 @@ def test_only_ordinary_ends_of_a_target_are_there_before_the_first_one() -> None
     made = registry(Slab(SLOTS), material.status())
 
     assert labels_of(made, "sessions_closed_total", "reason", **WEB) == {"client_eof", "target_eof"}
-    assert labels_of(made, "sessions_closed_total", "reason", **UDP) == {"idle"}
+    assert labels_of(made, "sessions_closed_total", "reason", **UDP) == {"idle", "unconfirmed"}
 
 
 def test_datagrams_are_counted_for_udp_only_and_connects_for_tcp_only() -> None:

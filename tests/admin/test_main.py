@@ -206,7 +206,7 @@ def test_what_is_meant_for_a_worker_is_refused_and_its_descriptors_are_closed(tm
     try:
         ours, theirs = socket.socketpair()
         with ours:
-            supervisor.tell(Apply(material.snapshot(), {}, ()), theirs.fileno())
+            supervisor.tell(Apply(material.snapshot(), {}, frozenset()), theirs.fileno())
             theirs.close()
             ours.settimeout(PATIENCE)
             assert ours.recv(1) == b""

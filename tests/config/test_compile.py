@@ -11,7 +11,7 @@ from rpxy_l4.config.compile import compile_snapshot, routes, summary
 from rpxy_l4.config.model import Config
 from rpxy_l4.errors import ConfigError
 from rpxy_l4.metrics.layout import MAX_TARGETS, Directory, ListenerSeries, TargetSeries
-from rpxy_l4.snapshot import Bind, LoadBalance, ProxyVersion, Route, Side, Snapshot, Target
+from rpxy_l4.snapshot import AtLimit, Bind, LoadBalance, ProxyVersion, Route, Side, Snapshot, Target
 from rpxy_l4.verdict import Protocol, Transport
 
 TCP, UDP = Transport.TCP, Transport.UDP
@@ -42,6 +42,9 @@ def test_every_key_reaches_the_snapshot() -> None:
         tcp_backlog=7,
         tcp_max_connections=8,
         udp_max_connections=9,
+        tcp_max_new_per_second=10,
+        udp_max_new_per_second=11,
+        tcp_at_limit="wait",
         tcp_target=["10.0.0.1:80", "Name.example:81"],
         udp_target=["[::1]:53"],
         tcp_load_balance="source_ip",
@@ -56,6 +59,7 @@ def test_every_key_reaches_the_snapshot() -> None:
         tcp_connect_timeout="2s",
         drain_timeout=0,
         workers=2,
+        slots=3,
         watch=False,
         access_log=False,
         admin={"listen": "[::1]:9000"},
@@ -103,6 +107,8 @@ def test_every_key_reaches_the_snapshot() -> None:
             ),
             series=0,
             max_sessions=8,
+            max_new_per_second=10,
+            at_limit=AtLimit.WAIT,
         ),
         udp=Side(
             transport=UDP,
@@ -125,6 +131,8 @@ def test_every_key_reaches_the_snapshot() -> None:
             ),
             series=1,
             max_sessions=9,
+            max_new_per_second=11,
+            at_limit=AtLimit.WAIT,
         ),
         tcp_backlog=7,
         tcp_detect_timeout=0.25,
@@ -133,6 +141,7 @@ def test_every_key_reaches_the_snapshot() -> None:
         recv_proxy_protocol=True,
         trusted_proxies=(ip_network("10.0.0.0/8"),),
         workers=2,
+        slots=3,
         watch=False,
         access_log=False,
         admin=Bind(TCP, "::1", 9000),

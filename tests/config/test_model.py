@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from rpxy_l4.addresses import parse_endpoint
 from rpxy_l4.config.model import Admin, Config, Entry, contains_all
-from rpxy_l4.snapshot import LoadBalance, ProxyVersion
+from rpxy_l4.snapshot import AtLimit, LoadBalance, ProxyVersion
 from rpxy_l4.verdict import Protocol
 
 
@@ -29,7 +29,10 @@ def test_every_key_but_the_port_has_a_default() -> None:
         "listen_ipv6": False,
         "tcp_backlog": 1024,
         "tcp_max_connections": 1024,
+        "tcp_max_new_per_second": 0,
+        "tcp_at_limit": AtLimit.RESET,
         "udp_max_connections": 2048,
+        "udp_max_new_per_second": 0,
         "tcp_target": (),
         "udp_target": (),
         "tcp_load_balance": LoadBalance.NONE,
@@ -44,6 +47,7 @@ def test_every_key_but_the_port_has_a_default() -> None:
         "tcp_connect_timeout": 5.0,
         "drain_timeout": 30.0,
         "workers": "auto",
+        "slots": "auto",
         "watch": True,
         "access_log": True,
         "admin": {"listen": {"text": "127.0.0.1:9448", "host": "127.0.0.1", "port": 9448, "is_name": False}},

@@ -60,10 +60,10 @@ def test_ps_shows_who_is_who(start_proxy: StartProxy) -> None:
 
         # A child has its parent's title until it has set its own.
         admin = "rpxy-l4: admin"
-        eventually(lambda: titles_are(admin, "rpxy-l4: worker 1/2 gen 1", "rpxy-l4: worker 2/2 gen 1"))
+        eventually(lambda: titles_are(admin, "rpxy-l4: worker 1 gen 1", "rpxy-l4: worker 2 gen 1"))
 
         proxy.reload(f'tcp_target = ["{target.text}"]\ntcp_backlog = 99\n', 2)
-        assert titles_are(admin, "rpxy-l4: worker 1/2 gen 2", "rpxy-l4: worker 2/2 gen 2")
+        assert titles_are(admin, "rpxy-l4: worker 1 gen 2", "rpxy-l4: worker 2 gen 2")
 
 
 def test_without_an_admin_address_there_is_no_port_open_for_it(start_proxy: StartProxy) -> None:

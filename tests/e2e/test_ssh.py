@@ -3,65 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import StartProxy
-from tests.support.peers import Program, program, run
+from tests.support import openssh
+from tests.support.openssh import Sshd
+from tests.support.peers import Program, run
 from tests.support.ports import free_port
 from tests.support.targets import HttpTarget
-
-SSHD_CONFIG = """
-ListenAddress 127.0.0.1
-Port {port}
-HostKey {folder}/host_key
-AuthorizedKeysFile {folder}/user_key.pub
-PidFile none
-StrictModes no
-UsePAM no
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-PermitRootLogin prohibit-password
-"""
-
-
-@dataclass(frozen=True)
-class Sshd:
-    """A running server that lets this user in with one key."""
-
-    port: int
-    folder: Path
-
-    def client(self, port: int, *command: str, options: tuple[str, ...] = ()) -> list[str]:
-        """The ssh command that goes to ``port`` instead, trusting only this server's key."""
-        return [
-            "ssh",
-            *("-F", "none", "-p", str(port), "-i", str(self.folder / "user_key"), "-o", "IdentitiesOnly=yes"),
-            *("-o", "BatchMode=yes", "-o", "HostKeyAlias=proxied", "-o", "LogLevel=ERROR"),
-            *("-o", f"UserKnownHostsFile={self.folder / 'known_hosts'}", "-o", "GlobalKnownHostsFile=none"),
-            *options,
-            f"{getpass.getuser()}@127.0.0.1",
-            *command,
-        ]
 
 
 @pytest.fixture(scope="module")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    folder = tmp_path_factory.mktemp("sshd")
-    port = free_port()
-    for name in ("host_key", "user_key"):
-        assert run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)).returncode == 0
-    (folder / "known_hosts").write_text("proxied " + (folder / "host_key.pub").read_text())
-    (folder / "sshd_config").write_text(SSHD_CONFIG.format(port=port, folder=folder))
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd(8) as root wants its privilege separation folder
-    with Program(program("sshd"), "-D", "-e", "-f", str(folder / "sshd_config"), tcp=port):
-        yield Sshd(port, folder)
+    with openssh.sshd(tmp_path_factory.mktemp("sshd")) as running:
+        yield running
 
 
 def config(sshd: Sshd, web: HttpTarget) -> str:

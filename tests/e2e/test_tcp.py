@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
+import select
 import socket
 import struct
 import threading
@@ -15,6 +16,7 @@ import pytest
 from tests.e2e.conftest import StartProxy
 from tests.support.hellos import openssl_hello
 from tests.support.ports import free_port
+from tests.support.proxy import Proxy
 from tests.support.targets import (
     HttpTarget,
     TcpTarget,
@@ -26,7 +28,7 @@ from tests.support.targets import (
     reports,
     speaks_first,
 )
-from tests.support.waiting import eventually, pass_time
+from tests.support.waiting import PATIENCE, eventually, pass_time
 
 BANNER = b"220 mail.test ESMTP ready\r\n"
 HTTP_ROUTE = '[protocols.web]\nprotocol = "http"\ntarget = ["127.0.0.1:1"]\n'
@@ -84,6 +86,30 @@ def test_a_hundred_silent_clients_hinder_nobody(start_proxy: StartProxy) -> None
         with proxy.connect() as client:
             client.sendall(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")
             assert read_all(client).endswith(b"web /")
+
+
+def test_a_flood_of_half_hellos_pushes_out_only_its_own(start_proxy: StartProxy) -> None:
+    with HttpTarget("web") as web, TcpTarget(echo) as target, contextlib.ExitStack() as stack:
+        proxy = start_proxy(
+            f'tcp_max_connections = 40\ntcp_detect_timeout = "60s"\n[protocols.web]\nprotocol = "http"\n'
+            f'target = ["{web.text}"]\n[protocols.ssh]\nprotocol = "ssh"\ntarget = ["{target.text}"]\n'
+        )
+        kept = stack.enter_context(proxy.connect())
+        kept.sendall(b"SSH-2.0-x\r\n")
+        assert read_exactly(kept, 11) == b"SSH-2.0-x\r\n"
+        for _ in range(20):
+            for _ in range(10):
+                stack.enter_context(proxy.connect()).sendall(b"GET / HT")
+            kept.sendall(b"x")
+            assert read_exactly(kept, 1) == b"x"
+            with proxy.connect() as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")
+                assert read_all(client).endswith(b"web /")
+
+        # A quarter of the limit for each of two workers.
+        proxy.wait_for_metric("sessions_rejected_total", 180, protocol="tcp", reason="evicted")
+        assert proxy.metric("sessions_rejected_total", protocol="tcp", reason="limit") == 0
+        assert proxy.metric("worker_sessions", protocol="tcp") <= 21
 
 
 # Half-close and endings.
@@ -366,13 +392,56 @@ def test_connections_beyond_the_limit_are_refused_until_one_ends(start_proxy: St
             for client in (first, second):
                 client.sendall(b"x")
                 assert read_exactly(client, 8) == b"served\nx"
-            with proxy.connect() as third, contextlib.suppress(ConnectionResetError):
-                assert third.recv(1) == b""
+            with pytest.raises(ConnectionResetError), proxy.connect() as third:  # already while it connects, perhaps
+                third.recv(1)
             proxy.wait_for_metric("sessions_rejected_total", 1, reason="limit", protocol="tcp")
         proxy.wait_for_sessions(2)
         with proxy.connect() as fourth:
             fourth.sendall(b"x")
             assert read_exactly(fourth, 8) == b"served\nx"
+
+
+def test_connections_beyond_the_limit_wait_for_their_turn_where_they_are_told_to(start_proxy: StartProxy) -> None:
+    with TcpTarget(echo) as target, contextlib.ExitStack() as stack:
+        proxy = start_proxy(f'tcp_target = ["{target.text}"]\ntcp_max_connections = 4\ntcp_at_limit = "wait"\n')
+        clients = [stack.enter_context(proxy.connect()) for _ in range(40)]
+        for client in clients:
+            client.sendall(b"x")
+        left = set(clients)
+        while left:
+            # Whoever is served, in whichever worker, leaves, and is followed by another one.
+            ready, _, _ = select.select(left, [], [], PATIENCE)
+            assert ready
+            for client in ready:
+                assert client.recv(1) == b"x"
+                client.close()
+                left.discard(client)
+
+        assert target.accepted == 40
+        assert proxy.metric("sessions_rejected_total", protocol="tcp") == 0
+
+
+def test_new_connections_beyond_the_rate_are_reset(start_proxy: StartProxy) -> None:
+    with TcpTarget(echo) as target, contextlib.ExitStack() as stack:
+        proxy = start_proxy(f'tcp_target = ["{target.text}"]\ntcp_max_new_per_second = 5\n')
+        kept = stack.enter_context(proxy.connect())
+        kept.sendall(b"x")
+        assert read_exactly(kept, 1) == b"x"
+        for _ in range(50):
+            with contextlib.suppress(ConnectionResetError):
+                stack.enter_context(proxy.connect())
+        proxy.wait_for_metric("sessions_rejected_total", 35, protocol="tcp", reason="rate")
+        kept.sendall(b"x")
+        assert read_exactly(kept, 1) == b"x"
+        # As soon as there is a token again.
+        eventually(lambda: _is_served(proxy))
+
+
+def _is_served(proxy: Proxy) -> bool:
+    with contextlib.suppress(ConnectionError), proxy.connect() as client:
+        client.sendall(b"x")
+        return client.recv(1) == b"x"
+    return False
 
 
 # The PROXY protocol.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 from tests.e2e.conftest import StartProxy
-from tests.support.targets import TcpTarget, UdpTarget, echo
+from tests.support.flood import UdpFlood
+from tests.support.targets import TcpTarget, UdpTarget, echo, read_exactly
+from tests.support.waiting import eventually
 
 
 def test_flows_leave_the_descriptors_that_a_reload_needs(start_proxy: StartProxy) -> None:
@@ -27,3 +30,39 @@ def test_flows_leave_the_descriptors_that_a_reload_needs(start_proxy: StartProxy
             assert session.recv(1) == b"y"
             for client in clients:
                 client.close()
+
+
+def test_a_flood_from_made_up_addresses_costs_nothing_that_is_known(start_proxy: StartProxy) -> None:
+    with TcpTarget(echo) as tcp, UdpTarget() as udp, contextlib.ExitStack() as stack:
+        proxy = start_proxy(
+            f'udp_max_connections = 200\nudp_idle_lifetime = 60\ntcp_target = ["{tcp.text}"]\n'
+            f'udp_target = ["{udp.text}"]\n'
+        )
+        session = stack.enter_context(proxy.connect())
+        known = [stack.enter_context(proxy.udp()) for _ in range(8)]
+
+        def use_all(data: bytes) -> None:
+            session.sendall(data)
+            for client in known:
+                client.send(data)
+            assert read_exactly(session, len(data)) == data
+            for client in known:
+                assert client.recv(100) == data
+
+        use_all(b"first")
+        use_all(b"second")
+        of_known = proxy.metric("sessions_total", protocol="udp")
+        flood = stack.enter_context(UdpFlood(proxy.address))
+        for number in range(50):
+            # No more at once than a socket of the usual size holds.
+            flood.send(100)
+            use_all(b"%d" % number)
+
+        assert of_known == 8
+        assert proxy.metric("sessions_total", protocol="udp") == 8 + flood.sent
+        assert proxy.metric("sessions_closed_total", protocol="udp", reason="evicted") >= flood.sent - 200
+        assert proxy.metric("sessions", protocol="udp") <= 250, "no worker knows what another one does at the same time"
+        assert proxy.metric("datagrams_dropped_total") == 0
+        eventually(lambda: proxy.metric("sessions", protocol="udp") == 8, timeout=7.0)
+        assert proxy.metric("sessions_closed_total", protocol="udp", reason="unconfirmed") >= 150
+        use_all(b"last")

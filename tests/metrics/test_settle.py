@@ -1,9 +1,21 @@
 from __future__ import annotations
 
 from rpxy_l4.endings import Reason
-from rpxy_l4.metrics.layout import REASON_INDEX, T_CLOSED, T_OPENED, Cell, target_offset
-from rpxy_l4.metrics.settle import settle
+from rpxy_l4.metrics.layout import (
+    REASON_INDEX,
+    T_CLOSED,
+    T_GIVEN,
+    T_OPENED,
+    T_TAKEN,
+    Cell,
+    Directory,
+    TargetSeries,
+    target_offset,
+)
+from rpxy_l4.metrics.settle import balance, settle
 from rpxy_l4.metrics.slab import Slab
+from rpxy_l4.metrics.totals import read_totals
+from rpxy_l4.verdict import Transport
 
 
 def closed(series: int, reason: Reason) -> int:
@@ -44,3 +56,42 @@ def test_the_limits_see_an_empty_slot_and_the_living_have_left_it() -> None:
     assert row[Cell.UDP_CLOSED] == row[Cell.UDP_OPENED] == 10 + Cell.UDP_OPENED
     assert [row[cell] for cell in (Cell.HEARTBEAT, Cell.GENERATION, Cell.LOOP_LAG, Cell.DRAINING)] == [0, 0, 0, 0]
     assert row[Cell.ACCESS_LINES_DROPPED] == 10 + Cell.ACCESS_LINES_DROPPED
+
+
+def test_flows_that_moved_are_lost_with_the_worker_that_has_them_now() -> None:
+    row = Slab(1).row(0)
+    row[target_offset(0) + T_OPENED] = 5
+    row[target_offset(0) + T_GIVEN] = 4
+    row[target_offset(0) + T_TAKEN] = 2
+
+    assert settle(row, [0]) == 3
+
+
+def books() -> tuple[list[memoryview], memoryview, Directory]:
+    slab = Slab(3)
+    directory = Directory()
+    directory.target(TargetSeries(":1", Transport.UDP, "default", "127.0.0.1:1"))
+    return [slab.row(0), slab.row(1)], slab.row(2), directory
+
+
+def test_what_a_worker_gave_and_none_took_is_lost() -> None:
+    rows, own, directory = books()
+    rows[0][target_offset(0) + T_OPENED] = 5
+    rows[0][target_offset(0) + T_GIVEN] = 5
+    rows[1][target_offset(0) + T_TAKEN] = 2
+
+    assert balance(rows, own, [0]) == 3
+    assert balance(rows, own, [0]) == 0
+    assert read_totals([*rows, own], directory).open_sessions == [2]
+
+
+def test_what_a_worker_took_from_one_that_was_held_to_have_lost_it_is_open() -> None:
+    rows, own, directory = books()
+    rows[0][target_offset(0) + T_OPENED] = 5
+    assert settle(rows[0], [0]) == 5
+    rows[1][target_offset(0) + T_TAKEN] = 2
+
+    assert balance(rows, own, [0]) == 0
+    assert read_totals([*rows, own], directory).open_sessions == [2]
+    assert settle(rows[1], [0]) == 2
+    assert read_totals([*rows, own], directory).open_sessions == [0]

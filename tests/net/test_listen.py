@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Final
 
 import pytest
 
-from rpxy_l4.net.listen import BindError, ListeningSocket, open_group
+from rpxy_l4.net.listen import BindError, ListeningSocket, adopt_group, identify, open_group
 from rpxy_l4.snapshot import Bind
 from rpxy_l4.verdict import Transport
+from tests.support.descriptors import open_descriptors
 from tests.support.ports import free_port
 
 SLOTS: Final = 4
@@ -137,3 +139,91 @@ def test_an_ipv6_address_is_shown_in_brackets(stack: ExitStack) -> None:
 
     with pytest.raises(BindError, match=rf"^tcp \[::1\]:{bind.port}: address already in use$"):
         open_group(bind, 1, 64, exclusive=True)
+
+
+@pytest.mark.parametrize(("transport", "host"), [*KINDS, (Transport.TCP, "0.0.0.0"), (Transport.UDP, "::")])
+def test_a_socket_of_a_group_is_identified(stack: ExitStack, transport: Transport, host: str) -> None:
+    bind = Bind(transport, host, free_port())
+
+    assert {identify(held.fileno()) for held in listen(stack, bind)} == {bind}
+
+
+def shared(family: int, kind: int, protocol: int = 0) -> socket.socket:
+    opened = socket.socket(family, kind, protocol)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return opened
+
+
+def bound_only() -> socket.socket:
+    opened = shared(socket.AF_INET, socket.SOCK_STREAM)
+    opened.bind(("127.0.0.1", 0))
+    return opened
+
+
+def connected_datagrams() -> socket.socket:
+    opened = shared(socket.AF_INET, socket.SOCK_DGRAM)
+    opened.bind(("127.0.0.1", 0))
+    opened.connect(("127.0.0.1", 9))
+    return opened
+
+
+def of_both_families() -> socket.socket:
+    opened = shared(socket.AF_INET6, socket.SOCK_DGRAM)
+    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    opened.bind(("::", 0))
+    return opened
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        bound_only,
+        connected_datagrams,
+        of_both_families,
+        lambda: shared(socket.AF_INET, socket.SOCK_DGRAM),
+        lambda: socket.create_server(("127.0.0.1", 0)),
+        lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
+    ],
+    ids=["not listening", "connected", "both families", "not bound", "not shared", "unix"],
+)
+def test_what_no_group_would_have_is_nothing_to_listen_on(make: Callable[[], socket.socket]) -> None:
+    with make() as other:
+        assert identify(other.fileno()) is None
+        assert other.fileno() >= 0
+        os.fstat(other.fileno())
+
+
+def test_what_is_no_socket_is_nothing_to_listen_on() -> None:
+    with open(os.devnull) as file:  # noqa: PTH123  the descriptor is what is wanted
+        assert identify(file.fileno()) is None
+        os.fstat(file.fileno())
+    assert identify(999_999) is None
+    assert identify(-1) is None
+
+
+@pytest.mark.parametrize("transport", Transport)
+def test_an_adopted_group_has_what_waited_and_never_blocks(stack: ExitStack, transport: Transport) -> None:
+    bind = Bind(transport, "127.0.0.1", free_port())
+    group = listen(stack, bind)
+    clients = 20
+    for _ in range(clients):
+        client = stack.enter_context(socket.socket(group[0].family, group[0].type))
+        client.connect((bind.host, bind.port))
+        if transport is Transport.UDP:
+            client.send(b"x")
+
+    adopted = [stack.enter_context(held) for held in adopt_group(bind, [os.dup(held.fileno()) for held in group])]
+    for held in group:
+        held.close()
+
+    assert sum(count_waiting(held, transport) for held in adopted) == clients
+
+
+def test_a_group_with_something_else_in_it_is_closed(stack: ExitStack) -> None:
+    bind = Bind(Transport.TCP, "127.0.0.1", free_port())
+    descriptors = [*(held.detach() for held in open_group(bind, 2, 16, exclusive=True)), os.open(os.devnull, 0)]
+
+    with pytest.raises(BindError, match="not every socket listens there"):
+        adopt_group(bind, descriptors)
+    assert not set(descriptors) & open_descriptors()
+    listen(stack, bind)

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rpxy_l4.probes.quic_packets import Kind, LongHeader, asks_for_unknown_version, read_long_header, read_varint
+from rpxy_l4.probes.quic_packets import (
+    Kind,
+    LongHeader,
+    asks_for_unknown_version,
+    may_be_in_session,
+    read_long_header,
+    read_varint,
+)
 from tests.support.quic_packets import RETRY, V1, V2, VERSIONS, Sender
 from tests.support.quic_vectors import DESTINATION_ID, INITIAL_V1, INITIAL_V2
 
@@ -134,11 +141,36 @@ def test_anything_else_is_not_taken_for_an_unknown_version(datagram: bytes) -> N
     assert not asks_for_unknown_version(datagram)
 
 
+@pytest.mark.parametrize("first", range(0x80))
+def test_every_short_header_may_be_in_a_session_from_21_bytes_on(first: int) -> None:
+    packet = bytes([first]) + bytes(range(1, 60))
+
+    assert [size for size in range(len(packet)) if may_be_in_session(packet[:size])] == list(range(21, 60))
+
+
+@pytest.mark.parametrize("version", [*VERSIONS, 0x1A2A3A4A])
+@pytest.mark.parametrize("first", [0x80, 0xC0, 0xD3, 0xE5, 0xFF])
+def test_a_long_header_amid_a_session_has_a_version_and_two_short_ids(first: int, version: int) -> None:
+    for ids in (b"\x00\x00", b"\x04abcd\x00", b"\x14" + bytes(20) + b"\x14" + bytes(20)):
+        packet = bytes([first]) + version.to_bytes(4, "big") + ids + bytes(30)
+        assert may_be_in_session(packet)
+        negotiation = packet[:1] + bytes(4) + packet[5:]
+        assert not may_be_in_session(negotiation)
+    for ids in (
+        b"\x15" + bytes(21) + b"\x00",
+        b"\x00\x15" + bytes(21),
+        b"\x14" + bytes(15),
+        b"\x08" + bytes(8) + b"\x09",
+    ):
+        assert not may_be_in_session(bytes([first]) + version.to_bytes(4, "big") + ids)
+
+
 @settings(derandomize=True, max_examples=200, deadline=None)
 @given(st.sampled_from([0, *VERSIONS, 0x1A2A3A4A]), st.integers(0, 255), st.binary(max_size=80), st.integers(0, 90))
 def test_no_bytes_raise_or_are_read_beyond_the_end(version: int, first: int, rest: bytes, at: int) -> None:
     datagram = bytes([first]) + version.to_bytes(4, "big") + rest
     asks_for_unknown_version(datagram)
+    may_be_in_session(datagram)
 
     for start in (0, at):
         header = read_long_header(datagram, start)

@@ -13,7 +13,22 @@ from pathlib import Path
 from typing import Final
 
 from rpxy_l4 import logs
-from rpxy_l4.control import Addresses, Applied, Apply, Drain, Draining, ReopenLogs, Status
+from rpxy_l4.control import (
+    Addresses,
+    Applied,
+    Apply,
+    Attach,
+    Drain,
+    Draining,
+    Inherit,
+    Inherited,
+    NotApplied,
+    Release,
+    Released,
+    ReopenLogs,
+    Status,
+)
+from rpxy_l4.flow_memory import FlowMemories
 from rpxy_l4.metrics.layout import Cell
 from rpxy_l4.metrics.slab import Slab
 from rpxy_l4.net.channel import Channel
@@ -30,6 +45,9 @@ STAYS: Final = 17
 TELLS_NONSENSE: Final = 19
 """Takes the configuration, and then says what nobody can understand."""
 
+LOSES: Final = 21
+"""Takes the configuration, and says that something behind it was lost, once."""
+
 _BEAT: Final = 0.5
 
 
@@ -37,50 +55,68 @@ def say(text: str) -> None:
     os.write(2, f"standin: {text}\n".encode())
 
 
-def run_worker(slot: int, slots: int, channel: Channel, slab: Slab) -> int:
+def run_worker(number: int, workers: int, channel: Channel, slab: Slab, memories: FlowMemories) -> int:  # noqa: ARG001  as the real one
     """Be a worker in everything but serving."""
-    backlog = 0
+    backlog, has_lost = 0, False
+    fresh: list[str] = []
+    own = {0, 1, 2, channel.fileno(), *logs.current().descriptors()}
     while True:
-        slab.row(slot)[Cell.HEARTBEAT] = time.monotonic_ns()
+        slab.row(number)[Cell.HEARTBEAT] = time.monotonic_ns()
         if not select.select([channel], [], [], _BEAT)[0]:
             continue
         received = channel.receive()
         message, descriptors = received if received is not None else (None, [])
         match message:
-            case Apply(snapshot, addresses, attached):
+            case Attach(places):
+                fresh += [f"{place.slot}:{place.bind.host}" for place in places]
+                own.update(descriptors)
+            case Apply(snapshot, addresses, slots):
                 backlog = snapshot.tcp_backlog
                 if backlog == DIES:
                     return 3
                 if backlog == WAITS:
                     (Path(sys.argv[1]).parent / "gate").read_bytes()
-                own = {0, 1, 2, channel.fileno(), *descriptors, *logs.current().descriptors()}
                 extra = len(open_descriptors() - own)
-                names = ",".join(attached_bind.host for attached_bind in attached)
-                say(f"worker {slot}/{slots} applies {snapshot.generation}: new {names or '-'}, extra {extra}")
-                say(f"worker {slot} knows {dict(addresses)}")
+                shown = ",".join(map(str, sorted(slots)))
+                new = ",".join(fresh) or "-"
+                say(f"worker {number} applies {snapshot.generation}: slots {shown or '-'}, new {new}, extra {extra}")
+                fresh.clear()
+                say(f"worker {number} knows {dict(addresses)}")
                 channel.send(Applied(snapshot.generation))
+                if backlog == LOSES and not has_lost:
+                    has_lost = True
+                    channel.send(NotApplied())
                 if backlog == TELLS_NONSENSE:
                     os.write(channel.fileno(), b"inonsense")
+            case Release(slot):
+                os.close(descriptors[0])
+                say(f"worker {number} releases {slot}")
+                channel.send(Released(slot))
+            case Inherit(slot):
+                os.close(descriptors[0])
+                say(f"worker {number} inherits {slot}, new {','.join(fresh)}")
+                fresh.clear()
+                channel.send(Inherited(slot))
             case Addresses(addresses):
-                say(f"worker {slot} knows {dict(addresses)}")
+                say(f"worker {number} knows {dict(addresses)}")
             case Drain(timeout):
-                say(f"worker {slot} drains for {timeout:g} s")
+                say(f"worker {number} drains for {timeout:g} s")
                 channel.send(Draining())
                 if backlog != STAYS:
                     return 0
             case ReopenLogs():
                 logs.reopen()
-                say(f"worker {slot} reopens")
+                say(f"worker {number} reopens")
             case _:
                 return 0
 
 
-def run_admin(channel: Channel, slab: Slab, slots: int, listening: ListeningSocket | None) -> int:
+def run_admin(channel: Channel, slab: Slab, workers: int, listening: ListeningSocket | None) -> int:
     """Know one name, and repeat what the supervisor says."""
     say(f"admin begins with {listening is not None}")
     generation = 0
     while True:
-        slab.row(slots)[Cell.HEARTBEAT] = time.monotonic_ns()
+        slab.row(workers)[Cell.HEARTBEAT] = time.monotonic_ns()
         if not select.select([channel], [], [], _BEAT)[0]:
             continue
         received = channel.receive()

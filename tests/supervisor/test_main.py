@@ -16,10 +16,11 @@ from typing import Self
 
 import pytest
 
-from tests.supervisor.standin import DIES, STAYS, TELLS_NONSENSE, WAITS
+from rpxy_l4.supervisor.main import NAMES_PATIENCE
+from tests.supervisor.standin import DIES, LOSES, STAYS, TELLS_NONSENSE, WAITS
 from tests.support.ports import free_port
 from tests.support.proxy import ROOT, child_pids
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, pass_time
 
 USUAL = 1024
 
@@ -100,8 +101,8 @@ def test_every_worker_gets_its_sockets_and_nothing_else_of_the_supervisor(standi
     run = standin(listen_address_v4='["127.0.0.1", "127.0.0.2"]')
     run.wait_for("ready: generation 1 applied on 2/2 workers")
 
-    for slot in (0, 1):
-        run.wait_for(f"worker {slot}/2 applies 1: new 127.0.0.1,127.0.0.2, extra 0\n")
+    run.wait_for("worker 0 applies 1: slots 0,2, new 0:127.0.0.1,0:127.0.0.2,2:127.0.0.1,2:127.0.0.2, extra 0\n")
+    run.wait_for("worker 1 applies 1: slots 1,3, new 1:127.0.0.1,1:127.0.0.2,3:127.0.0.1,3:127.0.0.2, extra 0\n")
 
 
 def test_a_reload_brings_only_what_is_new(standin: Callable[..., Standin]) -> None:
@@ -112,17 +113,102 @@ def test_a_reload_brings_only_what_is_new(standin: Callable[..., Standin]) -> No
     run.reload(listen_address_v4='["127.0.0.2"]')
     run.wait_for("generation 3 applied on 2/2")
 
-    run.wait_for("worker 1/2 applies 2: new 127.0.0.2, ")
-    run.wait_for("worker 1/2 applies 3: new -, ")
+    run.wait_for("worker 1 applies 2: slots 1,3, new 1:127.0.0.2,3:127.0.0.2, ")
+    run.wait_for("worker 1 applies 3: slots 1,3, new -, ")
 
 
-def test_the_number_of_workers_stays_until_the_next_start(standin: Callable[..., Standin]) -> None:
+def test_the_number_of_slots_stays_until_the_next_start(standin: Callable[..., Standin]) -> None:
     run = standin()
     run.wait_for("generation 1 applied on 2/2")
-    run.reload(workers=3)
+    run.reload(slots=5)
 
-    run.wait_for("workers = 3 takes effect at the next start; it stays 2")
+    run.wait_for("slots = 5 takes effect at the next start; it stays 4")
     run.wait_for("generation 2 applied on 2/2")
+
+
+def test_one_worker_more_is_given_slots_of_others(standin: Callable[..., Standin]) -> None:
+    run = standin(slots=6)
+    run.wait_for("generation 1 applied on 2/2")
+    run.signal(signal.SIGTTIN)
+
+    run.wait_for("3 workers from now on, 2 until now")
+    run.wait_for("worker 2 applies 1: slots -, new -, ")
+    for giver, slot in ((0, 4), (1, 5)):
+        run.wait_for(f"worker {giver} releases {slot}")
+        run.wait_for(f"worker 2 inherits {slot}, new {slot}:127.0.0.1\n")
+
+
+def test_one_worker_less_leaves_its_slots_to_others_before_it_drains(standin: Callable[..., Standin]) -> None:
+    run = standin()
+    run.wait_for("generation 1 applied on 2/2")
+    run.signal(signal.SIGTTOU)
+
+    run.wait_for("worker 1 drains for ")
+    for slot in (1, 3):
+        run.wait_for(f"worker 1 releases {slot}")
+        run.wait_for(f"worker 0 inherits {slot}, new {slot}:127.0.0.1\n")
+    run.wait_for("admin sees 1 ready 0 draining=False")
+    assert b"has died" not in run.output
+
+
+def test_a_reload_may_change_the_number_of_workers(standin: Callable[..., Standin]) -> None:
+    run = standin()
+    run.wait_for("generation 1 applied on 2/2")
+    run.reload(workers=4)
+    run.wait_for("generation 2 applied on 4/4")
+    run.wait_for("inherits", count=2)
+    run.reload(workers=1)
+
+    run.wait_for("generation 3 applied on ")
+    run.wait_for("drains for ", count=3)
+
+
+def test_there_is_always_one_worker_and_never_more_than_slots(standin: Callable[..., Standin]) -> None:
+    run = standin(workers=1, slots=1)
+    run.wait_for("generation 1 applied on 1/1")
+    run.signal(signal.SIGTTIN)
+    run.wait_for("2 workers are not possible with 1 slots")
+    run.signal(signal.SIGTTOU)
+    run.wait_for("0 workers are not possible with 1 slots")
+
+
+def test_who_dies_while_slots_move_does_not_keep_them(standin: Callable[..., Standin]) -> None:
+    run = standin()
+    run.wait_for("generation 1 applied on 2/2")
+    *_, last = run.children()
+    os.kill(last, signal.SIGSTOP)
+    run.signal(signal.SIGTTOU)
+    run.wait_for("worker 0 inherits 1, ")
+    run.wait_for("worker 0 inherits 3, ")
+    os.kill(last, signal.SIGKILL)
+
+    run.wait_for("has died")
+    run.reload(tcp_backlog=99)
+    run.wait_for("generation 2 applied on ")
+
+
+def test_a_configuration_that_was_loaded_before_slots_move_waits_for_them(standin: Callable[..., Standin]) -> None:
+    run = standin(tcp_target='["127.0.0.1:1"]')
+    run.wait_for("generation 1 applied on 2/2")
+    *_, last = run.children()
+    os.kill(last, signal.SIGSTOP)
+    run.reload(tcp_target='["unknown.test:1"]')
+    run.wait_for("admin sees 2")
+    run.signal(signal.SIGTTOU)
+    run.wait_for("worker 0 inherits 3, ")
+    pass_time(NAMES_PATIENCE + 0.5)
+    os.kill(last, signal.SIGCONT)
+
+    run.wait_for("worker 0 applies 2")
+    assert run.output.index(b"worker 1 releases 3") < run.output.index(b"worker 0 applies 2")
+
+
+def test_a_worker_that_lost_something_is_given_its_configuration_again_and_lives(
+    standin: Callable[..., Standin],
+) -> None:
+    run = standin(tcp_backlog=LOSES)
+    run.wait_for("worker 0 applies 1: ", count=2)
+    run.wait_for("worker 1 applies 1: ", count=2)
 
 
 def test_a_name_that_resolves_is_known_to_the_workers_from_the_start(standin: Callable[..., Standin]) -> None:
@@ -158,7 +244,7 @@ def test_reloads_that_come_while_one_is_under_way_are_one_and_the_last_content_w
     os.mkfifo(tmp_path / "gate")
     run = standin(workers=1)
     run.wait_for("generation 1 applied on 1/1")
-    run.reload(tcp_backlog=WAITS)
+    run.reload(tcp_backlog=WAITS, workers=1)
     with (tmp_path / "gate").open("wb"):  # returns when the worker is at the gate
         run.reload(tcp_backlog=20, workers=1)
         run.reload(tcp_backlog=21, listen_address_v4='"127.0.0.3"', workers=1)
@@ -166,7 +252,7 @@ def test_reloads_that_come_while_one_is_under_way_are_one_and_the_last_content_w
         run.wait_for("log files opened again")  # so the signals before it have arrived, too
     run.wait_for("generation 2 applied on 1/1")
     run.wait_for("generation 3 applied on 1/1")
-    run.wait_for("worker 0/1 applies 3: new 127.0.0.3, ")
+    run.wait_for("worker 0 applies 3: slots 0,1, new 0:127.0.0.3,1:127.0.0.3, ")
     run.signal(signal.SIGTERM)
 
     assert run.end() == 0

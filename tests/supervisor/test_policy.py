@@ -32,8 +32,8 @@ from rpxy_l4.supervisor.policy import (
 NOW = 1000.0
 
 
-def worker(slot: int = 0, *, born: float = NOW - 100, beat: float = NOW - 1, **changes: float | None) -> Seat:
-    return Seat(slot, occupied=True, born=born, beat=beat, **changes)  # type: ignore[arg-type]  # by name
+def worker(number: int = 0, *, born: float = NOW - 100, beat: float = NOW - 1, **changes: float | None) -> Seat:
+    return Seat(number, occupied=True, born=born, beat=beat, **changes)  # type: ignore[arg-type]  # by name
 
 
 def admin(kill_at: float | None = None, beat: float = NOW) -> Seat:
@@ -43,10 +43,10 @@ def admin(kill_at: float | None = None, beat: float = NOW) -> Seat:
 def suspects(*seats: Seat, now: float) -> list[int]:
     """The seats suspected now. This is noted in them, as the loop does it."""
     actions = decide(seats, stopping=False, now=now).actions
-    found = [action.slot for action in actions if isinstance(action, Suspect)]
+    found = [action.number for action in actions if isinstance(action, Suspect)]
     assert len(found) == len(actions), actions
     for seat in seats:
-        if seat.slot in found:
+        if seat.number in found:
             seat.suspected = now
     return found
 
@@ -74,10 +74,10 @@ def test_workers_that_beat_are_left_alone_until_they_could_be_late() -> None:
 def test_a_silent_child_is_suspected_first_and_aborted_when_it_stays_silent(make: Callable[..., Seat]) -> None:
     silent = make(beat=NOW - HEARTBEAT_TIMEOUT)
 
-    assert suspects(worker(0), silent, now=NOW) == [silent.slot]
+    assert suspects(worker(0), silent, now=NOW) == [silent.number]
     assert decide([silent], stopping=False, now=NOW) == Decision((), wake_at=NOW + SECOND_LOOK)
     assert decide([silent], stopping=False, now=NOW + SECOND_LOOK).actions == (
-        Abort(silent.slot, "no heartbeat for 11 s"),
+        Abort(silent.number, "no heartbeat for 11 s"),
     )
 
 
@@ -101,7 +101,7 @@ def test_of_a_group_that_stood_still_nobody_is_aborted_before_it_could_run() -> 
     # The last turn was just before the stop, and the workers had beaten a second before: this is not late enough for
     # a grace, and yet everybody is silent.
     before, after = NOW, NOW + 10.7
-    seats = [worker(slot, beat=before - 1) for slot in (0, 1)]
+    seats = [worker(number, beat=before - 1) for number in (0, 1)]
     planned = decide(seats, stopping=False, now=before).wake_at
     assert grace_after(planned, after) == -math.inf
 

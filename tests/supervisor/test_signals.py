@@ -29,6 +29,20 @@ def test_signals_become_orders_in_the_order_they_came(inbox: SignalInbox) -> Non
     assert inbox.receive() == []
 
 
+def test_signals_that_were_not_heard_can_wait_for_another_program(inbox: SignalInbox) -> None:
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert select.select([inbox], [], [], 5)[0]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        inbox.put_back()
+        assert signal.sigpending() == {signal.SIGHUP}
+        assert inbox.receive() == []
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    assert inbox.receive() == [Order.RELOAD]
+
+
 def test_signals_without_a_meaning_do_nothing(inbox: SignalInbox) -> None:
     for number, meaning in SIGNALS.items():
         if meaning.order is Order.NOTHING:
@@ -57,7 +71,9 @@ def test_what_comes_before_the_inbox_waits_for_it_unless_it_stops_the_program() 
             os.kill(os.getpid(), number)
         held = SignalInbox()
         select.select([held], [], [], 5)
-        os.write(writer, b"alive" if {*held.receive()} == {Order.RELOAD, Order.REOPEN_LOGS} else b"wrong")
+        os.write(
+            writer, b"alive" if {*held.receive()} == {Order.RELOAD, Order.REOPEN_LOGS, Order.UPGRADE} else b"wrong"
+        )
         held.close()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         hold()

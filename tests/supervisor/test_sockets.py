@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 
 import pytest
 
+from rpxy_l4.control import Place
 from rpxy_l4.net.listen import BindError
 from rpxy_l4.snapshot import Bind
 from rpxy_l4.supervisor.sockets import ListeningSockets
@@ -35,10 +37,14 @@ def test_each_slot_has_a_socket_of_its_own(sockets: ListeningSockets) -> None:
     binds = [tcp("127.0.0.1", port), Bind(Transport.UDP, "127.0.0.1", port)]
     sockets.open(binds, 16)
 
-    descriptors = [number for slot in range(SLOTS) for number in sockets.of_slot(slot, binds)]
+    descriptors = [
+        number for slot in range(SLOTS) for number in sockets.descriptors([Place(slot, bind) for bind in binds])
+    ]
 
     assert len(set(descriptors)) == SLOTS * len(binds)
-    kinds = [socket.socket(fileno=socket.dup(number)) for number in sockets.of_slot(1, binds)]
+    kinds = [
+        socket.socket(fileno=socket.dup(number)) for number in sockets.descriptors([Place(1, bind) for bind in binds])
+    ]
     assert [kind.type for kind in kinds] == [socket.SOCK_STREAM, socket.SOCK_DGRAM]
     for kind in kinds:
         kind.close()
@@ -114,7 +120,7 @@ def test_what_waits_to_be_accepted_survives_a_change_of_the_backlog(sockets: Lis
     sockets.set_backlog(32)
 
     accepted = 0
-    for number in (sockets.of_slot(slot, [bind])[0] for slot in range(SLOTS)):
+    for number in sockets.descriptors([Place(slot, bind) for slot in range(SLOTS)]):
         with socket.socket(fileno=socket.dup(number)) as listening:
             accepted += len(accept_all(listening))
 
@@ -140,4 +146,91 @@ def test_after_closing_nobody_listens(sockets: ListeningSockets) -> None:
     sockets.close_all()
 
     assert sockets.binds == frozenset()
+    assert not can_connect(bind)
+
+
+@pytest.fixture
+def before() -> Iterator[ListeningSockets]:
+    """What another supervisor had."""
+    held = ListeningSockets(SLOTS)
+    yield held
+    held.close_all()
+
+
+def copies(held: ListeningSockets, *binds: Bind) -> list[tuple[Bind, int, int]]:
+    """Copies of all of its sockets, the last slot first."""
+    return [
+        (bind, slot, os.dup(held.descriptors([Place(slot, bind)])[0]))
+        for bind in binds
+        for slot in reversed(range(SLOTS))
+    ]
+
+
+def inodes(held: ListeningSockets, bind: Bind) -> list[int]:
+    return [os.fstat(held.descriptors([Place(slot, bind)])[0]).st_ino for slot in range(SLOTS)]
+
+
+def test_whole_groups_are_adopted_each_socket_in_its_slot(sockets: ListeningSockets, before: ListeningSockets) -> None:
+    port = free_port()
+    binds = [Bind(transport, host, port) for transport in Transport for host in ("127.0.0.1", "::1")]
+    before.open(binds, 16)
+    places = {bind: inodes(before, bind) for bind in binds}
+    offered = copies(before, *binds)
+    before.close_all()
+
+    assert sockets.adopt(offered, binds) == []
+    assert {bind: inodes(sockets, bind) for bind in sockets.binds} == places
+    assert not any(
+        os.get_blocking(number)
+        for slot in range(SLOTS)
+        for number in sockets.descriptors([Place(slot, bind) for bind in binds])
+    )
+
+
+def test_a_group_that_is_not_wanted_or_not_whole_is_closed_and_said(
+    sockets: ListeningSockets, before: ListeningSockets, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept, gone, torn, doubled, moved = (tcp("127.0.0.1", port) for port in sorted(free_port() for _ in range(5)))
+    before.open([kept, gone, torn, doubled], 16)
+    offered = [
+        *copies(before, kept, gone),
+        (torn, 0, os.dup(before.descriptors([Place(0, torn)])[0])),
+        *((doubled, slot, os.dup(before.descriptors([Place(0, doubled)])[0])) for slot in range(SLOTS)),
+        *((moved, slot, number) for _, slot, number in copies(before, kept)),
+    ]
+    before.close_all()
+
+    refused = sockets.adopt(offered, [kept, torn, doubled, moved])
+
+    assert sockets.binds == {kept}
+    assert refused == [(gone, 0), (gone, 1), (torn, 0), (doubled, 0), (doubled, 1), (moved, 0), (moved, 1)]
+    assert not any(can_connect(bind) for bind in (gone, torn, doubled))
+    assert caplog.messages == [
+        f"closing 2 sockets that were taken over: {gone}: it is not in the configuration",
+        f"closing 1 sockets that were taken over: {torn}: for slots 0, not one for each of 2",
+        f"closing 2 sockets that were taken over: {doubled}: two of the sockets are the same",
+        f"closing 2 sockets that were taken over: {moved}: not every socket listens there",
+    ]
+
+
+def test_two_sockets_for_one_slot_are_one_too_many(sockets: ListeningSockets, before: ListeningSockets) -> None:
+    bind = tcp("127.0.0.1", free_port())
+    before.open([bind], 16)
+    number = before.descriptors([Place(0, bind)])[0]
+
+    assert sockets.adopt([*copies(before, bind), (bind, 0, os.dup(number))], [bind]) == [(bind, 0), (bind, 1)]
+    assert sockets.binds == frozenset()
+
+
+def test_adopted_sockets_are_served_and_let_go_of_like_others(
+    sockets: ListeningSockets, before: ListeningSockets
+) -> None:
+    bind = tcp("127.0.0.1", free_port())
+    before.open([bind], 16)
+    sockets.adopt(copies(before, bind), [bind])
+    before.close_all()
+    sockets.set_backlog(32)
+
+    assert can_connect(bind)
+    sockets.close([bind])
     assert not can_connect(bind)

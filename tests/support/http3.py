@@ -25,7 +25,9 @@ from tests.support.tls_files import TlsFiles
 from tests.support.waiting import PATIENCE
 
 
-class _Server(QuicConnectionProtocol):
+class Http3Protocol(QuicConnectionProtocol):
+    """One connection of a server."""
+
     name = ""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -38,9 +40,9 @@ class _Server(QuicConnectionProtocol):
         if self._http is not None:
             for http_event in self._http.handle_event(event):
                 if isinstance(http_event, HeadersReceived) and http_event.stream_ended:
-                    self._answer(self._http, http_event)
+                    self.answer(self._http, http_event)
 
-    def _answer(self, http: H3Connection, request: HeadersReceived) -> None:
+    def answer(self, http: H3Connection, request: HeadersReceived) -> None:
         path = dict(request.headers)[b":path"].decode()
         size = int(path.removeprefix("/bytes/")) if path.startswith("/bytes/") else 0
         body = b"x" * size if size else f"{self.name} {path}".encode()
@@ -65,12 +67,20 @@ class _Tickets:
 class Http3Target:
     """Serves HTTP/3 from a thread: its name and the path, or ``/bytes/N``."""
 
-    def __init__(self, name: str, files: TlsFiles, *, retry: bool = False, alpn: Sequence[str] = H3_ALPN) -> None:
+    def __init__(
+        self,
+        name: str,
+        files: TlsFiles,
+        *,
+        retry: bool = False,
+        alpn: Sequence[str] = H3_ALPN,
+        protocol: type[Http3Protocol] = Http3Protocol,
+    ) -> None:
         self.port = free_port()
         self.text = f"127.0.0.1:{self.port}"
         self._configuration = QuicConfiguration(is_client=False, alpn_protocols=list(alpn))
         self._configuration.load_cert_chain(files.certificate, files.key)
-        self._protocol = type("Named", (_Server,), {"name": name})
+        self._protocol = type("Named", (protocol,), {"name": name})
         self._retry = retry
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)

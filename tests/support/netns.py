@@ -47,13 +47,14 @@ class Namespaces:
         for full in self._full.values():
             run("ip", "netns", "delete", full)
 
-    def join(self, one: str, one_address: str, other: str, other_address: str) -> None:
-        """Lay a cable between two of them, with an address (``10.0.0.1/24``) at each end."""
+    def join(self, one: str, one_address: str, other: str, *other_addresses: str) -> None:
+        """Lay a cable between two of them, with an address (``10.0.0.1/24``) at one end, and some at the other."""
         number = next(self._cables)
         ends = (f"cable{number}a", f"cable{number}b")
         _ip("link", "add", ends[0], "netns", self[one], "type", "veth", "peer", "name", ends[1], "netns", self[other])
-        for name, end, address in ((one, ends[0], one_address), (other, ends[1], other_address)):
-            _ip("-n", self[name], "address", "add", address, "dev", end)
+        for name, end, addresses in ((one, ends[0], (one_address,)), (other, ends[1], other_addresses)):
+            for address in addresses:
+                _ip("-n", self[name], "address", "add", address, "dev", end)
             _ip("-n", self[name], "link", "set", end, "up")
 
 

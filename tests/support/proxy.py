@@ -29,7 +29,7 @@ ROOT: Final = Path(__file__).parent.parent.parent
 DEFAULT_ADMIN_PORT: Final = 9448
 
 _TROUBLE: Final = re.compile(r"^\S+ (error|critical) |Traceback \(most recent call last\)|^\S+ warning .*Warning")
-_TITLE: Final = re.compile(r"^rpxy-l4: worker (?P<slot>\d+)/(?P<of>\d+)")
+_TITLE: Final = re.compile(r"^rpxy-l4: worker (?P<number>\d+) ")
 _PAIR: Final = re.compile(r"(\w+)=(\S*)")
 
 Session = dict[str, str]
@@ -100,6 +100,7 @@ class Proxy:
         reads_access_log: bool = True,
         environment: Mapping[str, str] | None = None,
         as_it_stands: bool = False,
+        program: Path = ROOT,
     ) -> None:
         """Keys that ``config`` does not set get values that suit a test: a free port on 127.0.0.1, two workers.
 
@@ -107,7 +108,7 @@ class Proxy:
         ``as_it_stands`` adds none; the admin process is then expected where it is by default.
         ``max_files`` is the soft and the hard limit to start with. Without ``reads_access_log`` nobody reads standard
         output before the end. ``environment`` is added to that of the tests.
-        With ``as_it_stands`` nothing is added to ``config``.
+        With ``as_it_stands`` nothing is added to ``config``. ``program`` is the folder of the package to run.
         """
         self.folder = folder
         self.port = free_port() if port is None else port
@@ -118,6 +119,7 @@ class Proxy:
         self._launcher = launcher
         self._max_files = max_files
         self._netns = netns
+        self._program = program
         self._environment = {**os.environ, **(environment or {})}
         self._may_read_access = threading.Event()
         if reads_access_log:
@@ -166,7 +168,7 @@ class Proxy:
 
         self._process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=self._program,
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -283,7 +285,7 @@ class Proxy:
     def worker_pids(self) -> dict[int, int]:
         """Process of each worker, by the number in its title; those still without a title are left out."""
         found = {pid: _TITLE.match(title) for pid, title in self.children().items()}
-        return {int(match["slot"]): pid for pid, match in found.items() if match is not None}
+        return {int(match["number"]): pid for pid, match in found.items() if match is not None}
 
     # Clients.
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from aioquic.buffer import encode_uint_var
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.crypto import CryptoPair
+
+from tests.support.tls_files import TlsFiles
 
 V1: Final = 0x00000001
 V2: Final = 0x6B3343CF
@@ -100,11 +103,13 @@ def post_quantum_hello(name: str, *alpn: str) -> bytes:
     return client_hello(name, *alpn, key_share=1184 + 32, group=0x11EC)
 
 
-def aioquic_client(name: str, *alpn: str, version: int = V1) -> QuicConnection:
-    """A client that has made its first flight; ``first_flight`` gives it out."""
+def aioquic_client(name: str, *alpn: str, version: int = V1, trusted: Path | None = None) -> QuicConnection:
+    """A client that has made its first flight; ``first_flight`` gives it out. It trusts a certificate in a file."""
     configuration = QuicConfiguration(
         is_client=True, server_name=name, alpn_protocols=list(alpn), original_version=version
     )
+    if trusted is not None:
+        configuration.load_verify_locations(str(trusted))
     connection = QuicConnection(configuration=configuration)
     connection.connect(("192.0.2.1", 443), now=0.0)
     return connection
@@ -112,6 +117,40 @@ def aioquic_client(name: str, *alpn: str, version: int = V1) -> QuicConnection:
 
 def first_flight(connection: QuicConnection) -> list[bytes]:
     return [datagram for datagram, _ in connection.datagrams_to_send(now=0.0)]
+
+
+def client_session(tls: TlsFiles, version: int) -> list[bytes]:
+    """Every datagram that a client sends in a session: handshake, requests, new keys, pings, and the end."""
+    client = aioquic_client(tls.name, "h3", version=version, trusted=tls.certificate)
+    sent = first_flight(client)
+    configuration = QuicConfiguration(is_client=False, alpn_protocols=["h3"])
+    configuration.load_cert_chain(tls.certificate, tls.key)
+    id_at = 6
+    destination_id = sent[0][id_at : id_at + sent[0][id_at - 1]]
+    target = QuicConnection(configuration=configuration, original_destination_connection_id=destination_id)
+    for datagram in sent:
+        target.receive_datagram(datagram, ("192.0.2.9", 1234), now=0.0)
+
+    def talk(now: float) -> None:
+        for _ in range(8):
+            for answer, _ in target.datagrams_to_send(now=now):
+                client.receive_datagram(answer, ("192.0.2.1", 443), now=now)
+            for datagram, _ in client.datagrams_to_send(now=now):
+                sent.append(datagram)
+                target.receive_datagram(datagram, ("192.0.2.9", 1234), now=now)
+
+    talk(0.1)
+    for turn in range(4):
+        stream = client.get_next_available_stream_id()
+        client.send_stream_data(stream, bytes(1 << 4 * turn), end_stream=True)
+        talk(1.0 + turn)
+        target.send_stream_data(stream, bytes(3000), end_stream=True)
+        client.send_ping(turn)
+        talk(1.5 + turn)
+        client.request_key_update()
+    client.close()
+    talk(9.0)
+    return sent
 
 
 def _vector(data: bytes, size: int) -> bytes:

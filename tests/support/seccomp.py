@@ -18,10 +18,18 @@ from dataclasses import dataclass
 from typing import Final
 
 # arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h.
+# fmt: off
 NUMBERS: Final[dict[str, dict[str, int]]] = {
-    "x86_64": {"fcntl": 72, "recvmmsg": 299, "sendmmsg": 307, "setsockopt": 54, "splice": 275},
-    "aarch64": {"fcntl": 25, "recvmmsg": 243, "sendmmsg": 269, "setsockopt": 208, "splice": 76},
+    "x86_64": {
+        "accept4": 288, "connect": 42, "fcntl": 72, "recvmmsg": 299, "sendmmsg": 307, "setsockopt": 54, "socket": 41,
+        "splice": 275,
+    },
+    "aarch64": {
+        "accept4": 242, "connect": 203, "fcntl": 25, "recvmmsg": 243, "sendmmsg": 269, "setsockopt": 208, "socket": 198,
+        "splice": 76,
+    },
 }
+# fmt: on
 """System calls that can be denied, for each machine."""
 
 _AUDIT_ARCH: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # include/uapi/linux/audit.h

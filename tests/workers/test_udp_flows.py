@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rpxy_l4.metrics.layout import Cell
+from rpxy_l4.net.ancillary import SOL_UDP, UDP_SEGMENT
 from rpxy_l4.net.mmsg import MOST
 from rpxy_l4.snapshot import Target
 from rpxy_l4.verdict import Protocol, Transport
@@ -18,8 +21,9 @@ from rpxy_l4.workers import udp
 from tests.support.in_process import InProcess, side
 from tests.support.ports import free_port
 from tests.support.quic_packets import Sender, client_hello, crypto
+from tests.support.waiting import pass_time
 
-HELLO = client_hello("a.example")
+HELLO = client_hello("a.example", "h3")
 PART = Sender().initial(crypto(0, HELLO[:50]), size=1200)
 REST = Sender().initial(crypto(50, HELLO[50:]), size=1200, number=1)
 
@@ -145,3 +149,122 @@ def test_an_ended_flow_takes_its_socket_out_of_the_poller(tmp_path: Path, stack:
     assert len(proxy.context.poller) == 1
     proxy.udp.close()
     proxy.loop.close()
+
+
+WIREGUARD_BEGIN = b"\x01\0\0\0" + bytes(144)
+WIREGUARD_DATA = b"\x04\0\0\0" + bytes(60)
+DNS_QUERY = bytes.fromhex("beef01000001000000000000") + b"\x07example\x00\x00\x01\x00\x01"
+INITIAL = Sender().initial(crypto(0, HELLO), size=1200)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "begin", "datagram", "flows"),
+    [
+        (Protocol.WIREGUARD, WIREGUARD_BEGIN, WIREGUARD_DATA, 1),
+        (Protocol.WIREGUARD, WIREGUARD_BEGIN, WIREGUARD_BEGIN, 1),
+        (Protocol.WIREGUARD, WIREGUARD_BEGIN, DNS_QUERY, 2),
+        (Protocol.QUIC, INITIAL, b"\x40" + bytes(40), 1),
+        (Protocol.QUIC, INITIAL, INITIAL, 2),
+        (Protocol.QUIC, INITIAL, DNS_QUERY, 2),
+        (Protocol.QUIC, DNS_QUERY, DNS_QUERY, 1),
+        (Protocol.QUIC, DNS_QUERY, INITIAL, 2),
+    ],
+    ids=[
+        "a tunnel goes on",
+        "a tunnel renews its keys",
+        "a query from a port that a tunnel had",
+        "a connection goes on",
+        "a connection from the port of another one",
+        "a query from a port that a connection had",
+        "a query from the port of another one",
+        "a connection from a port that asked before",
+    ],
+)
+def test_what_comes_to_a_quiet_flow_and_is_not_of_its_session_begins_another(
+    tmp_path: Path,
+    stack: ExitStack,
+    monkeypatch: pytest.MonkeyPatch,
+    protocol: Protocol,
+    begin: bytes,
+    datagram: bytes,
+    flows: int,
+) -> None:
+    monkeypatch.setattr(udp, "_QUIET_SECONDS", -1.0)
+    target = _socket(stack)
+    proxy = InProcess(tmp_path, None, side(Transport.UDP, protocol, _target(target)))
+    client = _socket(stack, proxy.port)
+    for each in (begin, datagram):
+        client.send(each)
+        _serve(proxy)
+
+    assert proxy.context.row[Cell.UDP_OPENED] == flows
+    assert len(proxy.udp.flows) == 1
+    assert _received(target) == [begin, datagram]
+    proxy.udp.close()
+    proxy.loop.close()
+
+
+def test_a_flow_that_was_busy_a_moment_ago_is_not_looked_at_again(tmp_path: Path, stack: ExitStack) -> None:
+    target = _socket(stack)
+    proxy = InProcess(tmp_path, None, side(Transport.UDP, Protocol.WIREGUARD, _target(target)))
+    client = _socket(stack, proxy.port)
+    for each in (WIREGUARD_BEGIN, DNS_QUERY):
+        client.send(each)
+        _serve(proxy)
+
+    assert proxy.context.row[Cell.UDP_OPENED] == 1
+    proxy.udp.close()
+    proxy.loop.close()
+
+
+def test_an_answer_that_waits_after_a_standstill_comes_before_the_flows_deadline(
+    tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(udp, "_UNCONFIRMED_SECONDS", 0.1)
+    target = _socket(stack)
+    proxy = InProcess(tmp_path, None, side(Transport.UDP, None, _target(target)))
+    client = _socket(stack, proxy.port)
+    client.send(b"query")
+    _serve(proxy)
+    data, flow = target.recvfrom(100)
+    proxy.loop.run_until_complete(asyncio.sleep(0))
+    target.sendto(data, flow)
+    pass_time(0.7)
+    proxy.run_until_nothing_is_open()
+
+    assert _received(client) == [b"query"]
+
+
+def test_what_a_target_sends_in_bulk_stays_cut_when_another_worker_goes_on_with_the_flow(
+    tmp_path: Path, stack: ExitStack
+) -> None:
+    target = _socket(stack)
+    giver, taker = (InProcess(tmp_path, None, side(Transport.UDP, None, _target(target), idle=10.0)) for _ in range(2))
+    client = _socket(stack, giver.port)
+    client.send(b"request")
+    _serve(giver)
+    _, source = target.recvfrom(100)
+    for _ in range(10):
+        target.sendto(bytes(1200), source)
+        _serve(giver)
+    (flow,) = giver.udp.flows.values()
+    assert flow._bulk
+    target.sendmsg([bytes(6000)], [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", 1200))], 0, source)
+    record, descriptor = flow.pack()
+    assert descriptor is not None
+    copy = os.dup(descriptor)
+    flow.forget()
+    giver.context.poller.end_batch()
+    address = client.getsockname()
+    client.close()
+    taker.udp.adopt(record, copy, 0)
+    # Its answers come from another port here.
+    again = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+    again.bind(address)
+    again.setblocking(False)
+    _serve(taker)
+
+    assert [len(data) for data in _received(again)] == [1200] * 5
+    for proxy in (giver, taker):
+        proxy.udp.close()
+        proxy.loop.close()

@@ -1,0 +1,57 @@
+"""A UDP target that shows which port a flow comes from, and clients of it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Self
+
+from tests.support.proxy import Proxy
+from tests.support.waiting import PATIENCE
+
+
+class UdpEcho:
+    """A UDP target that answers with what it got, behind the port it got it from."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self._socket.bind(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _serve(self) -> None:
+        while True:
+            data, client = self._socket.recvfrom(65536)
+            if data == b"end":
+                return
+            self._socket.sendto(b"%d %s" % (client[1], data), client)
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+            end.sendto(b"end", ("127.0.0.1", self.port))
+        self._thread.join(PATIENCE)
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def clients(proxy: Proxy, count: int) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(proxy.udp()) for _ in range(count)]
+
+
+def ask(client: socket.socket, text: bytes) -> int:
+    """Send once, without a second try; the port that the target saw."""
+    client.send(text)
+    port, _, rest = client.recv(65536).partition(b" ")
+    assert rest == text
+    return int(port)

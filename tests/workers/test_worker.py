@@ -1,0 +1,199 @@
+"""What a worker does with slots that come and go, told by a supervisor that the test is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from rpxy_l4.control import (
+    Applied,
+    Apply,
+    Attach,
+    Drain,
+    Draining,
+    Inherit,
+    Inherited,
+    Message,
+    NotApplied,
+    Place,
+    Release,
+    Released,
+)
+from rpxy_l4.flow_memory import FlowMemories
+from rpxy_l4.logs import Logs
+from rpxy_l4.metrics.layout import Cell
+from rpxy_l4.metrics.slab import Slab
+from rpxy_l4.net.channel import Channel
+from rpxy_l4.net.listen import open_group
+from rpxy_l4.snapshot import Bind, Snapshot, Target
+from rpxy_l4.verdict import Transport
+from rpxy_l4.workers.worker import Worker
+from tests.support.in_process import side
+from tests.support.ports import free_port
+from tests.support.waiting import eventually
+
+SLOT = 1
+
+
+class Driven:
+    """A worker in this process, its supervisor's end, and one UDP address with a client and a target."""
+
+    def __init__(self, folder: Path) -> None:
+        self.loop = uvloop.new_event_loop()
+        self.channel, self._theirs = Channel.pair()
+        self.slab = Slab(2)
+        memories = FlowMemories(memoryview(bytearray(1 << 16)), 2, b"key", 600.0)
+        self.worker = Worker(self.loop, 0, 2, self._theirs, self.slab, memories, Logs("worker 1", folder))
+        self.worker.start()
+        self.place = Place(SLOT, Bind(Transport.UDP, "127.0.0.1", free_port()))
+        (self.sock,) = open_group(self.place.bind, 1, 16, exclusive=True)
+        self.target = socket.socket(type=socket.SOCK_DGRAM)
+        self.target.bind(("127.0.0.1", 0))
+        self.target.setblocking(False)
+        self.client = socket.socket(type=socket.SOCK_DGRAM)
+        self.client.connect(("127.0.0.1", self.place.bind.port))
+        port = self.target.getsockname()[1]
+        udp = side(Transport.UDP, None, Target(f"127.0.0.1:{port}", "127.0.0.1", port, is_name=False), idle=10.0)
+        self.snapshot = Snapshot(generation=1, sha256="", listener=":1", binds=(self.place.bind,), tcp=None, udp=udp)
+
+    def close(self) -> None:
+        self.worker._close_udp()
+        self.loop.close()
+        self.channel.close()
+        self._theirs.close()
+        for sock in (self.sock, self.target, self.client):
+            sock.close()
+
+    def attach(self) -> None:
+        assert self.channel.send(Attach((self.place,)), (self.sock.fileno(),))
+
+    def apply(self, *slots: int) -> None:
+        assert self.channel.send(Apply(self.snapshot, {}, frozenset(slots)))
+
+    def turn(self) -> None:
+        """One turn of the loop."""
+        self.loop.call_soon(self.loop.stop)
+        self.loop.run_forever()
+
+    def answer(self) -> Message:
+        """What it says next."""
+        found: list[Message] = []
+
+        def has_answered() -> bool:
+            self.turn()
+            with contextlib.suppress(BlockingIOError):
+                received = self.channel.receive()
+                assert received is not None
+                found.append(received[0])
+            return bool(found)
+
+        eventually(has_answered, "an answer")
+        return found[0]
+
+    def flows(self) -> int:
+        """How many there have been, after another turn."""
+        self.turn()
+        return self.slab.row(0)[Cell.UDP_OPENED]
+
+
+@pytest.fixture
+def driven(tmp_path: Path) -> Iterator[Driven]:
+    with contextlib.closing(Driven(tmp_path)) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def without_descriptors() -> Iterator[None]:
+    """No descriptor can be opened meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def begin_to_inherit(driven: Driven) -> Channel:
+    """Have the worker wait for a slot's flows; the giver's end."""
+    driven.apply()
+    assert driven.answer() == Applied(1)
+    ours, theirs = Channel.pair()
+    driven.attach()
+    assert driven.channel.send(Inherit(SLOT), (theirs.fileno(),))
+    theirs.close()
+    return ours
+
+
+def test_what_clients_send_waits_for_their_flows_whatever_configuration_comes_meanwhile(driven: Driven) -> None:
+    giver = begin_to_inherit(driven)
+    driven.apply(SLOT)
+    assert driven.answer() == Applied(1)
+    driven.client.send(b"x")
+    assert not any(driven.flows() for _ in range(5))
+
+    giver.close()
+    assert driven.answer() == Inherited(SLOT)
+    eventually(driven.flows, "a flow")
+
+
+def test_a_worker_that_stops_waits_for_the_flows_that_come_to_it(driven: Driven) -> None:
+    giver = begin_to_inherit(driven)
+    assert driven.channel.send(Drain(10.0))
+    assert driven.answer() == Draining()
+    driven.loop.call_later(0.1, driven.loop.stop)
+    driven.loop.run_forever()
+    assert driven.worker._udp
+
+    giver.close()
+    driven.loop.run_forever()
+    assert not driven.worker._udp
+
+
+def test_a_slot_is_given_up_though_there_is_no_descriptor_for_the_way_to_another_worker(driven: Driven) -> None:
+    driven.attach()
+    driven.apply(SLOT)
+    assert driven.answer() == Applied(1)
+    driven.client.send(b"x")
+    eventually(driven.flows, "a flow")
+    ours, theirs = Channel.pair()
+    assert driven.channel.send(Release(SLOT), (theirs.fileno(),))
+    theirs.close()
+    with without_descriptors():
+        driven.worker._on_channel()
+    assert driven.answer() == Released(SLOT)
+
+    assert not driven.worker._udp
+    assert ours.receive() is None
+    ours.close()
+
+
+def test_a_slot_is_served_though_there_was_no_descriptor_for_the_way_from_another_worker(driven: Driven) -> None:
+    driven.apply()
+    driven.attach()
+    assert driven.answer() == Applied(1)
+    ours, theirs = Channel.pair()
+    assert driven.channel.send(Inherit(SLOT), (theirs.fileno(),))
+    theirs.close()
+    with without_descriptors():
+        driven.worker._on_channel()
+    assert driven.answer() == Inherited(SLOT)
+
+    driven.client.send(b"x")
+    eventually(driven.flows, "a flow")
+    ours.close()
+
+
+def test_listening_sockets_that_found_no_room_are_asked_for_again(driven: Driven) -> None:
+    driven.attach()
+    with without_descriptors():
+        driven.worker._on_channel()
+    assert driven.answer() == NotApplied()
