@@ -1,0 +1,232 @@
+"""What clients lose when something happens to the proxy: the TCP sessions of a killed worker, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.chaos.table import RECORD, Row
+from tests.chaos.traffic import PATIENCE_OF_DNS, Traffic
+from tests.chaos.world import OTHER, PROXY, TUNNEL_PORT, Scene, World
+from tests.support.peers import program
+from tests.support.traffic.source import Address, Losses
+from tests.support.waiting import eventually, pass_time
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.netns]
+
+STANDSTILL: Final = 11.5
+"""Seconds: longer than the supervisor waits for a heartbeat."""
+DATAGRAMS_OF_A_DEATH: Final = 3
+"""That each source of UDP may lose with a worker: what was inside the process."""
+
+
+@dataclass(frozen=True)
+class Excuse:
+    """What may be lost to a fault."""
+
+    connections: frozenset[Address] = frozenset()
+    """TCP connections of a killed worker, by their clients."""
+    datagrams: int = 0
+    """Datagrams in each source of UDP."""
+
+
+NOTHING: Final = Excuse()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that happens to the proxy."""
+
+    name: str
+    act: Callable[[Scene, Traffic], Excuse]
+    keys: str = ""
+    """Of the configuration."""
+    trouble: str = ""
+    """Lines of the log that belong to it."""
+    idle_lifetime: int = 30
+    """Of the flows of the download and the tunnel, in seconds."""
+    patience: float = PATIENCE_OF_DNS
+    kept_by: str = PROXY
+    """The address that TCP sessions use which last."""
+    is_clock_ours: bool = False
+    """The proxy's wall clock is what the file ``clock`` in its folder says."""
+
+
+def reload_three_times(scene: Scene, _traffic: Traffic) -> Excuse:
+    for _ in range(3):
+        scene.reload()
+    return NOTHING
+
+
+def remove_and_restore_an_address(scene: Scene, traffic: Traffic) -> Excuse:
+    scene.reload(addresses(PROXY))
+    traffic.go_on()
+    scene.reload(addresses(PROXY, OTHER))
+    return NOTHING
+
+
+def addresses(*hosts: str) -> str:
+    return f"listen_address_v4 = {json.dumps(hosts)}\n"
+
+
+def kill_the_worker_of_the_download(scene: Scene, _traffic: Traffic) -> Excuse:
+    return Excuse(scene.kill_worker(scene.worker_towards(scene.world.quic.port, "udp")), DATAGRAMS_OF_A_DEATH)
+
+
+def kill_the_worker_of_the_tunnel(scene: Scene, _traffic: Traffic) -> Excuse:
+    return Excuse(scene.kill_worker(scene.worker_towards(TUNNEL_PORT, "udp")), DATAGRAMS_OF_A_DEATH)
+
+
+def kill_every_worker_in_turn(scene: Scene, traffic: Traffic) -> Excuse:
+    connections: frozenset[Address] = frozenset()
+    workers = sorted(scene.proxy.worker_pids())
+    for number in workers:
+        connections |= scene.kill_worker(number)
+        traffic.go_on(1)
+    return Excuse(connections, len(workers) * DATAGRAMS_OF_A_DEATH)
+
+
+def kill_the_admin(scene: Scene, _traffic: Traffic) -> Excuse:
+    victim = scene.admin_pid()
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: scene.admin_pid() not in (0, victim), "the admin process is replaced")
+    return NOTHING
+
+
+def suspend_all(scene: Scene, traffic: Traffic) -> Excuse:
+    before = scene.proxy.children().keys()
+    os.killpg(scene.proxy.pid, signal.SIGSTOP)
+    try:
+        pass_time(STANDSTILL)
+    finally:
+        os.killpg(scene.proxy.pid, signal.SIGCONT)
+    traffic.go_on()
+    pass_time(2.0)  # in which whoever is held to hang would be killed
+    assert scene.proxy.children().keys() == before
+    return NOTHING
+
+
+def step_the_clock(scene: Scene, traffic: Traffic) -> Excuse:
+    for step in ("-3600", "+3600"):
+        scene.proxy.folder.joinpath("clock").write_text(step)
+        pass_time(1.1)  # in which workers look once for what has expired
+        traffic.go_on()
+    return NOTHING
+
+
+def one_worker_more(scene: Scene, _traffic: Traffic) -> Excuse:
+    scene.proxy.signal(signal.SIGTTIN)
+    scene.wait_for_workers(3)
+    return NOTHING
+
+
+def one_worker_less(scene: Scene, _traffic: Traffic) -> Excuse:
+    scene.proxy.signal(signal.SIGTTOU)
+    scene.wait_for_workers(2)
+    return NOTHING
+
+
+def more_workers_by_reload(scene: Scene, _traffic: Traffic) -> Excuse:
+    scene.reload("workers = 4\n" + PATIENT_DRAIN)
+    scene.wait_for_workers(4)
+    return NOTHING
+
+
+def fewer_workers_by_reload(scene: Scene, _traffic: Traffic) -> Excuse:
+    scene.reload("workers = 2\n" + PATIENT_DRAIN)
+    scene.wait_for_workers(2)
+    return NOTHING
+
+
+def upgrade_in_place(scene: Scene, _traffic: Traffic) -> Excuse:
+    scene.upgrade(2)
+    return NOTHING
+
+
+def be_quiet_for_long(_scene: Scene, traffic: Traffic) -> Excuse:
+    traffic.download.rest()
+    traffic.ping.rest()
+    pass_time(3.0)  # three times the lifetime of their flows
+    traffic.download.go_on()
+    traffic.ping.go_on()
+    return NOTHING
+
+
+PATIENT_DRAIN: Final = 'drain_timeout = "60s"\n'
+DEATH: Final = "has died"
+
+FAULTS: Final = (
+    Fault("three reloads in a row, each with other targets", reload_three_times),
+    Fault(
+        "an address removed by a reload, and restored by another",
+        remove_and_restore_an_address,
+        keys=addresses(PROXY, OTHER),
+        kept_by=OTHER,
+    ),
+    Fault("`kill -9` of the admin process", kill_the_admin, trouble=DEATH),
+    Fault("the wall clock set back, and forward, by an hour", step_the_clock, is_clock_ours=True),
+    Fault(f"all processes stopped for {STANDSTILL:.0f} s, as in a suspended machine", suspend_all, patience=30.0),
+    Fault("`kill -9` of the worker of the download", kill_the_worker_of_the_download, trouble=DEATH),
+    Fault("`kill -9` of the worker of the tunnel", kill_the_worker_of_the_tunnel, trouble=DEATH),
+    Fault("`kill -9` of every worker in turn", kill_every_worker_in_turn, trouble=DEATH),
+    Fault("`TTIN`: a worker more", one_worker_more, keys=PATIENT_DRAIN),
+    Fault("`TTOU`: a worker less", one_worker_less, keys="workers = 3\n" + PATIENT_DRAIN),
+    Fault("4 instead of 2 `workers` by a reload", more_workers_by_reload, keys=PATIENT_DRAIN),
+    Fault("2 instead of 4 `workers` by a reload", fewer_workers_by_reload, keys="workers = 4\n" + PATIENT_DRAIN),
+    Fault("`USR2`: an upgrade in place", upgrade_in_place, keys=PATIENT_DRAIN),
+    Fault("a download and a tunnel quiet for three times their `idle_lifetime`", be_quiet_for_long, idle_lifetime=1),
+)
+
+
+def faked_clock(folder: Path) -> Mapping[str, str]:
+    """The environment of a process whose wall clock is set by a file."""
+    program("faketime")
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    clock = folder / "clock"
+    clock.write_text("+0")
+    return {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # setting the clock moves only the wall clock
+    }
+
+
+def unexcused(losses: Losses, excuse: Excuse) -> list[str]:
+    if losses.is_udp and len(losses.lost) <= excuse.datagrams:
+        return []
+    return [loss.what for loss in losses.lost if loss.client not in excuse.connections]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_costs_only_what_it_must(world: World, tmp_path: Path, fault: Fault) -> None:
+    run(world, tmp_path, fault)
+
+
+def run(world: World, folder: Path, fault: Fault) -> None:
+    environment = faked_clock(folder) if fault.is_clock_ours else {}
+    with Scene(world, folder, fault.keys, idle_lifetime=fault.idle_lifetime, environment=environment) as scene:
+        if fault.trouble:
+            scene.proxy.expect_trouble(fault.trouble)
+        with Traffic(scene, patience=fault.patience, kept_by=fault.kept_by) as traffic:
+            traffic.go_on()
+            excuse = fault.act(scene, traffic)
+            traffic.go_on()
+            losses = traffic.stop()
+
+    assert {each.source: unexcused(each, excuse) for each in losses} == {each.source: [] for each in losses}
+    record(fault.name, losses)
+
+
+def record(name: str, losses: Iterable[Losses]) -> None:
+    """Write down what happened, if somebody asks."""
+    if path := os.environ.get(RECORD):
+        with Path(path).open("a") as lines:
+            lines.write(Row.of(name, losses).to_json() + "\n")

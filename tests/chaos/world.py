@@ -1,0 +1,243 @@
+"""The proxy's surroundings: clients, proxy and the far end of a tunnel in network namespaces of their own.
+
+Targets stand on the loopback of the proxy's namespace, in pairs where a reload is to change them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from tests.support.http3 import Http3Target
+from tests.support.netns import Namespaces, inside
+from tests.support.openssh import sshd
+from tests.support.peers import Program
+from tests.support.ports import free_port
+from tests.support.proxy import Proxy, process_title
+from tests.support.sockets_of import sockets_of
+from tests.support.targets import TcpTarget
+from tests.support.tls_files import make_tls_files
+from tests.support.traffic.download import Endless
+from tests.support.traffic.source import Address
+from tests.support.traffic.tcp import answer_http, answer_line, answer_line_over_tls
+from tests.support.traffic.udp import dnsmasq
+from tests.support.waiting import eventually
+from tests.support.wireguard import tunnel
+
+PROXY: Final = "10.77.1.2"
+OTHER: Final = "10.77.1.3"
+"""A second address of the proxy's machine, which the proxy listens on if told to."""
+CLIENTS: Final = "10.77.1.1"
+FAR: Final = "10.88.0.1"
+"""The far end of the tunnel, from inside."""
+WEB: Final = "web.test"
+TUNNEL_PORT: Final = 51_820
+
+
+class World:
+    """Namespaces and targets, for any number of proxies one after another."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tls = make_tls_files(folder, WEB)
+        self._folder = folder
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            self._nets = nets = stack.enter_context(Namespaces("clients", "proxy", "far"))
+            nets.join("clients", f"{CLIENTS}/24", "proxy", f"{PROXY}/24", f"{OTHER}/24")
+            nets.join("proxy", "10.77.2.2/24", "far", "10.77.2.1/24")
+            with self.at_the_proxy():
+                self._start_targets(stack)
+            self._dig(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def _start_targets(self, stack: contextlib.ExitStack) -> None:
+        enter = stack.enter_context
+        self.http = [enter(TcpTarget(answer_http)) for _ in range(2)]
+        self.lines = [enter(TcpTarget(answer_line)) for _ in range(2)]
+        self.web = [enter(TcpTarget(answer_line_over_tls(self.tls))) for _ in range(2)]
+        self.quic = enter(Http3Target("download", self.tls, protocol=Endless))
+        self.ssh = enter(sshd(self._folder))
+        self.dns_port = free_port()
+        enter(Program(*dnsmasq(self.dns_port, "127.0.0.1", "127.0.0.2"), udp=self.dns_port))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _dig(self, stack: contextlib.ExitStack) -> None:
+        """Set up both ends of the tunnel."""
+        mark = os.getpid() % 100_000
+        ends = ((self._nets["far"], f"wgf{mark}", FAR), (self._nets["clients"], f"wgc{mark}", "10.88.0.2"))
+        self._far, self._near = (
+            stack.enter_context(tunnel(netns, name, f"{address}/24", self._folder)) for netns, name, address in ends
+        )
+        self._far.set("listen-port", str(TUNNEL_PORT), "peer", self._near.public_key, "allowed-ips", "10.88.0.2/32")
+
+    def lead_tunnel_through(self, port: int) -> None:
+        """Let the tunnel begin anew, through a proxy on this port."""
+        key = self._far.public_key
+        self._near.set("peer", key, "remove")
+        self._near.set("peer", key, "allowed-ips", f"{FAR}/32", "endpoint", f"{PROXY}:{port}")
+
+    @contextlib.contextmanager
+    def among_clients(self) -> Iterator[None]:
+        """Sockets, threads and programs that are begun meanwhile live where the clients do."""
+        with inside(self._nets["clients"]):
+            yield
+
+    @contextlib.contextmanager
+    def at_the_proxy(self) -> Iterator[None]:
+        """The same where the proxy lives."""
+        with inside(self._nets["proxy"]):
+            yield
+
+    def proxy(self, folder: Path, config: str, environment: Mapping[str, str]) -> Proxy:
+        """A proxy in its namespace, not started yet."""
+        return Proxy(folder, config, netns=self._nets["proxy"], environment=environment)
+
+    def config(self, variant: int, extra: str, idle_lifetime: int) -> str:
+        """A configuration; variants lead new sessions to other targets, and differ in a route that nobody uses.
+
+        The first, the third and so on are for new downloads and tunnels, too; the others lead them nowhere.
+        """
+        one, other = variant % 2, (variant + 1) % 2
+        return f"""
+tcp_target = ["{self.lines[one].text}", "{self.lines[other].text}"]
+udp_target = ["127.0.0.{1 + one}:{self.dns_port}"]
+udp_idle_lifetime = 2
+{extra}
+[protocols.web]
+protocol = "tls"
+server_names = ["{WEB}"]
+target = ["{self.web[one].text}"]
+[protocols.http]
+protocol = "http"
+target = ["{self.http[one].text}"]
+[protocols.shell]
+protocol = "ssh"
+target = ["127.0.0.1:{self.ssh.port}"]
+[protocols.download]
+protocol = "quic"
+server_names = ["{WEB}"]
+target = ["{"127.0.0.1:1" if one else self.quic.text}"]
+idle_lifetime = {idle_lifetime}
+[protocols.vpn]
+protocol = "wireguard"
+target = ["{"127.0.0.1:1" if one else f"10.77.2.1:{TUNNEL_PORT}"}"]
+idle_lifetime = {idle_lifetime}
+[protocols.unused-{variant}]
+protocol = "socks5"
+target = ["127.0.0.1:1"]
+"""
+
+
+class Scene:
+    """A proxy that runs in the world, and what can be done to it."""
+
+    def __init__(
+        self,
+        world: World,
+        folder: Path,
+        keys: str = "",
+        *,
+        idle_lifetime: int = 30,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """``keys`` of the configuration's top level. ``idle_lifetime`` is that of downloads and tunnels."""
+        self.world = world
+        self.variant = 0
+        self.generation = 1
+        self._keys = keys
+        self._idle_lifetime = idle_lifetime
+        self.proxy = world.proxy(folder, self._config(), environment or {})
+        self.port = self.proxy.port
+
+    def __enter__(self) -> Self:
+        self.proxy.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # The clients have ended; UDP flows would be waited for.
+        self.proxy.signal(signal.SIGQUIT)
+        self.proxy.__exit__(kind, error, trace)
+
+    def _config(self) -> str:
+        address = "" if "listen_address_v4" in self._keys else f'listen_address_v4 = "{PROXY}"\n'
+        return self.world.config(self.variant, address + self._keys, self._idle_lifetime)
+
+    def reload(self, keys: str | None = None, *, step: int = 1) -> None:
+        """Put another variant of the configuration in force, with other keys if any are given."""
+        if keys is not None:
+            self._keys = keys
+        self.variant += step
+        self.generation += 1
+        self.proxy.reload(self._config(), self.generation)
+
+    def worker_towards(self, port: int, kind: str) -> int:
+        """The worker with a session ("tcp") or a flow ("udp") to a target on this port."""
+        workers = self.proxy.worker_pids()
+        return next(
+            number for number, pid in workers.items() if any(pair.remote[1] == port for pair in sockets_of(pid, kind))
+        )
+
+    def admin_pid(self) -> int:
+        """The admin process; 0 while there is none."""
+        return next((pid for pid, title in self.proxy.children().items() if title.startswith("rpxy-l4: admin")), 0)
+
+    def wait_for_workers(self, count: int, apart_from: frozenset[int] = frozenset()) -> None:
+        """Wait until so many workers that are not leaving, and none of those, have the configuration in force."""
+        ready = re.compile(rf"^rpxy-l4: worker \d+ gen {self.generation}$")
+
+        def are_there() -> bool:
+            workers = {pid for pid, title in self.proxy.children().items() if ready.match(title)}
+            return len(workers) == count and workers.isdisjoint(apart_from)
+
+        eventually(are_there, f"{count} workers")
+
+    def staying(self) -> list[int]:
+        """The workers that are not leaving."""
+        ready = re.compile(rf"^rpxy-l4: worker \d+ gen {self.generation}$")
+        return [number for number, pid in self.proxy.worker_pids().items() if ready.match(process_title(pid))]
+
+    def upgrade(self, workers: int) -> None:
+        """Have the program replaced in place, and wait until all its workers are new."""
+        before = frozenset(self.proxy.worker_pids().values())
+        self.proxy.signal(signal.SIGUSR2)
+        self.generation += 1
+        self.wait_for_workers(workers, apart_from=before)
+
+    def kill_worker(self, number: int) -> frozenset[Address]:
+        """Kill it, wait for its replacement, and return the clients of the TCP connections that it had.
+
+        It is stopped before it is looked at, so that it accepts nothing between the look and its end.
+        """
+        pid = self.proxy.worker_pids()[number]
+        os.kill(pid, signal.SIGSTOP)
+        eventually(lambda: _is_stopped(pid), "the worker stands still")
+        held = frozenset(
+            pair.remote for pair in sockets_of(pid, "tcp") if pair.local[1] == self.port and pair.remote[1]
+        )
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: self.proxy.worker_pids().get(number, pid) != pid and self._serves(number), "it is replaced")
+        return held
+
+    def _serves(self, number: int) -> bool:
+        pid = self.proxy.worker_pids()[number]
+        return process_title(pid).endswith(f"gen {self.generation}")
+
+
+def _is_stopped(pid: int) -> bool:
+    """Field 3 of /proc/PID/stat, proc(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
