@@ -32,6 +32,7 @@ _LOG: Final = logging.getLogger(__name__)
 _HELP_COLUMN: Final = 25
 _EPILOG: Final = """\
 commands:
+  ctl                    ask a running program for its state, to reload, to upgrade; see ctl --help
   demo                   run the proxy with targets of its own, and show what it does
   schema                 print the JSON Schema of the configuration file, for editors
 
@@ -95,6 +96,12 @@ def _run(given: Sequence[str]) -> int:
         from rpxy_l4.demo.main import run_demo
 
         return run_demo(given[1:])
+    if given[:1] == ["ctl"]:
+        from rpxy_l4.ctl import run_ctl
+
+        status, text = run_ctl(_parser("ctl"), given[1:])
+        print(text, file=sys.stderr if status else sys.stdout)
+        return status
     if given[:1] == ["schema"]:
         from rpxy_l4.config.schema import json_schema
 

@@ -145,6 +145,8 @@ class Snapshot:
     """Whether sessions that begin under this configuration have a line when they end or are refused."""
     admin: Bind | None = None
     """The admin process's HTTP address; None turns it off."""
+    control: str = ""
+    """Path of the control socket; empty turns it off."""
     dns_min_ttl: float = 30.0
     dns_max_ttl: float = 3600.0
 

@@ -53,9 +53,11 @@ from rpxy_l4.net.channel import Channel
 from rpxy_l4.net.kernel import raise_open_files
 from rpxy_l4.net.listen import BindError, ListeningSocket
 from rpxy_l4.net.memory import SharedMemory
+from rpxy_l4.orders import Command, Request, workers_wanted
 from rpxy_l4.snapshot import Bind, Snapshot
 from rpxy_l4.supervisor import policy, systemd, upgrade
 from rpxy_l4.supervisor.children import Child, close_inherited, start
+from rpxy_l4.supervisor.desk import Asker, Desk
 from rpxy_l4.supervisor.policy import ADMIN, Abort, Action, Dismiss, Finish, Kill, Seat, Spawn, Suspect
 from rpxy_l4.supervisor.reload import (
     content_of,
@@ -66,6 +68,7 @@ from rpxy_l4.supervisor.reload import (
     printable,
     read_content,
 )
+from rpxy_l4.supervisor.report import Report, WorkerReport, as_data, as_text
 from rpxy_l4.supervisor.signals import SIGNALS, Order, SignalInbox, name_of
 from rpxy_l4.supervisor.slots import Move, deal, plan_moves
 from rpxy_l4.supervisor.sockets import ListeningSockets
@@ -102,6 +105,10 @@ _BARRIER_PATIENCE: Final = 5.0
 _LEAST_REMEMBERED: Final = 1 << 18
 _REMEMBERED: Final = 600.0
 """Seconds that the target of a flow is remembered after its end."""
+
+# What operators at the desk wait for.
+_NEXT_RELOAD: Final = "the next reload"
+_UPGRADE: Final = "the upgrade"
 
 
 class Supervisor:
@@ -175,6 +182,7 @@ class Supervisor:
         self._secret = os.urandom(16) if before is None else before.secret
         self._sockets = ListeningSockets(self._slots)
         self._admin_sockets = ListeningSockets(1)
+        self._desk = Desk(self._serve)
 
         self._seats = {number: Seat(number) for number in (ADMIN, *range(self._wanted))}
         self._children: dict[int, Child] = {}
@@ -193,7 +201,7 @@ class Supervisor:
         if before is None:
             self._adopt(snapshot)
         else:
-            self._take_over(before)
+            self._take_over(before, snapshot)
         self._bind(snapshot)
         self._status_is_due = False
 
@@ -213,6 +221,7 @@ class Supervisor:
         self._inbox = SignalInbox()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._inbox, selectors.EVENT_READ, self._on_signal)
+        self._desk.start(self._selector)
         for number in self._children:
             self._listen_to(number)
         if ADMIN in self._children:
@@ -224,6 +233,7 @@ class Supervisor:
         self._act()
         while not self._finished:
             self._turn()
+        self._desk.close_listener()
         _LOG.info("stopped")
         return ExitStatus.OK
 
@@ -288,13 +298,20 @@ class Supervisor:
     def _bind(self, snapshot: Snapshot) -> None:
         """Listen on what is new in this configuration: on all of it, or raise BindError and on none of it."""
         plan = plan_binds(self._sockets.binds, snapshot.binds)
-        self._sockets.open(plan.open, snapshot.tcp_backlog, now=time.monotonic())
         admin = () if snapshot.admin is None else (snapshot.admin,)
+        desk = self._desk.prepare(snapshot.control)
         try:
-            self._admin_sockets.open(plan_binds(self._admin_sockets.binds, admin).open, _ADMIN_BACKLOG)
+            self._sockets.open(plan.open, snapshot.tcp_backlog, now=time.monotonic())
+            try:
+                self._admin_sockets.open(plan_binds(self._admin_sockets.binds, admin).open, _ADMIN_BACKLOG)
+            except BindError:
+                self._sockets.close(plan.open)
+                raise
         except BindError:
-            self._sockets.close(plan.open)
+            if desk is not None:
+                desk.withdraw()
             raise
+        self._desk.move(snapshot.control, desk)
         self._store(plan.open)
 
     def _adopt(self, snapshot: Snapshot) -> None:
@@ -352,7 +369,9 @@ class Supervisor:
         if before is not None and 1 < before.generation != self._announced:
             # A reload does not wait for the one before when no worker lives to apply that.
             self._count_reload("failure")
-            _LOG.error("generation %d was never in force on all workers", before.generation)
+            never = f"generation {before.generation} was never in force on all workers"
+            _LOG.error("%s", never)
+            self._desk.tell(_roll_out(before.generation), ExitStatus.FAILURE, never)
         self._incoming, self._in_force = None, snapshot
         self._status_is_due = True
         self._sockets.set_backlog(snapshot.tcp_backlog)
@@ -423,9 +442,11 @@ class Supervisor:
             self._send_status()
             result = f"generation {snapshot.generation} applied on {len(workers)}/{self._wanted} workers"
             self._notifier.ready(result)
+            self._desk.tell(_roll_out(snapshot.generation), ExitStatus.OK, result)
             if self._is_upgraded:
                 self._is_upgraded = False
                 _LOG.info("upgraded to version %s: %s", VERSION, result)
+                self._desk.tell(_UPGRADE, ExitStatus.OK, f"upgraded to version {VERSION}: {result}")
             elif snapshot.generation > 1:
                 _LOG.info("%s", result)
             else:
@@ -447,13 +468,15 @@ class Supervisor:
             content = read_content(self._config)
         except ConfigError as error:
             self._seen = None
-            self._refuse(error.render())
+            self._refuse(error.render(), ExitStatus.CONFIG)
             return
         self._seen = content.sha256
         if content.sha256 == current.sha256:
             self._count_reload("unchanged")
-            _LOG.info("the configuration file is unchanged")
+            unchanged = "the configuration file is unchanged"
+            _LOG.info("%s", unchanged)
             self._notifier.ready(f"generation {current.generation}")
+            self._desk.tell(_NEXT_RELOAD, ExitStatus.OK, f"{unchanged}; generation {current.generation} stays in force")
             return
         try:
             snapshot, directory = load(
@@ -466,20 +489,23 @@ class Supervisor:
             )
             self._bind(snapshot)
         except ConfigError as error:
-            self._refuse(error.render())
+            self._refuse(error.render(), ExitStatus.CONFIG)
             return
         except BindError as error:
-            self._refuse(f"cannot listen on {error}")
+            self._refuse(f"cannot listen on {error}", ExitStatus.UNAVAILABLE)
             return
         self._content = content
         if snapshot.slots != self._slots:
             _LOG.warning("slots = %d takes effect at the next start; it stays %d", snapshot.slots, self._slots)
         self._directory = directory
+        self._desk.put_on(_NEXT_RELOAD, _roll_out(snapshot.generation))
         self._receive(snapshot)
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, why: str, status: ExitStatus) -> None:
         self._count_reload("failure")
-        _LOG.error("the configuration was not reloaded, nothing has changed:\n%s", why)
+        refused = f"the configuration was not reloaded, nothing has changed:\n{why}"
+        _LOG.error("%s", refused)
+        self._desk.tell(_NEXT_RELOAD, status, refused)
         self._notifier.ready(f"the configuration file is wrong; in force is that of before: {why}")
 
     def _count_reload(self, result: str) -> None:
@@ -619,18 +645,74 @@ class Supervisor:
     def _open_sessions(self) -> int:
         return sum(sum(worker_sessions(self._slab.row(number))) for number in self._workers())
 
+    # Operators
+
+    def _serve(self, asker: Asker, request: Request) -> None:
+        """Do what ``rpxy-l4 ctl`` asks, or begin to."""
+        if self._stopping and request.command != Command.STATUS:
+            asker.answer(ExitStatus.FAILURE, "it is stopping")
+            return
+        match request.command:
+            case Command.STATUS:
+                report = self._report()
+                asker.answer(ExitStatus.OK, as_text(report), as_data(report))
+            case Command.RELOAD:
+                asker.waits_for = _NEXT_RELOAD
+                self._want_reload()
+            case Command.UPGRADE:
+                asker.waits_for = _UPGRADE
+                self._want_upgrade()
+            case Command.WORKERS:
+                try:
+                    wanted = workers_wanted(request.argument, self._wanted)
+                except ValueError as error:
+                    asker.answer(ExitStatus.USAGE, str(error))
+                    return
+                said = self._want_workers(wanted)
+                asker.answer(ExitStatus.OK if self._wanted == wanted else ExitStatus.FAILURE, said)
+
+    def _report(self) -> Report:
+        snapshot = self._in_force or self._newest()
+        under_way = {
+            "a reload": self._reload_is_due or self._incoming is not None or snapshot.generation != self._announced,
+            "slots are moving": bool(self._moves),
+            "an upgrade": self._upgrade_is_due or self._check is not None or self._has_old,
+            "stopping": self._stopping,
+        }
+        return Report(
+            version=VERSION,
+            pid=os.getpid(),
+            config=self._name,
+            generation=snapshot.generation,
+            sha256=snapshot.sha256,
+            listening=[str(bind) for bind in sorted(self._sockets.binds)],
+            wanted=self._wanted,
+            slots=self._slots,
+            workers=[self._worker_report(number) for number in sorted(self._seats) if number != ADMIN],
+            reloads=self._reloads,
+            last_reload_ok=self._last_reload_ok,
+            under_way=[name for name, is_so in under_way.items() if is_so],
+        )
+
+    def _worker_report(self, number: int) -> WorkerReport:
+        status = self._worker_status(number)
+        slots = sorted(slot for slot, owner in self._owners.items() if owner == number)
+        return WorkerReport(number + 1, status.pid, status.state, slots, *worker_sessions(self._slab.row(number)))
+
     # Workers and slots
 
-    def _want_workers(self, count: int) -> None:
-        """Have so many workers from now on, one at least, and as many as there are slots at most."""
+    def _want_workers(self, count: int) -> str:
+        """Have so many workers from now on, one at least, and as many as there are slots at most; say what comes."""
         if self._stopping:
-            return
+            return "it is stopping"
         possible = max(1, min(count, self._slots))
         if possible != count:
             _LOG.warning("%d workers are not possible with %d slots", count, self._slots)
+        said = f"{possible} workers from now on, {self._wanted} until now"
         if possible != self._wanted:
-            _LOG.info("%d workers from now on, %d until now", possible, self._wanted)
+            _LOG.info("%s", said)
         self._wanted = possible
+        return said if possible == count else f"{count} workers are not possible with {self._slots} slots; {said}"
 
     def _kept_seats(self) -> list[int]:
         """Return the numbers of the workers that are to stay, whether they live or not."""
@@ -739,7 +821,7 @@ class Supervisor:
         try:
             self._check = upgrade.Check(self._state())
         except OSError as error:
-            _LOG.error("no upgrade, nothing has changed: cannot run the new program: %s", error.strerror)
+            self._refuse_upgrade(f"cannot run the new program: {error.strerror}")
             return
         self._selector.register(self._check, selectors.EVENT_READ, self._on_checked)
         self._after(_CHECK_PATIENCE, self._check.kill)
@@ -753,16 +835,22 @@ class Supervisor:
         if self._stopping:
             return
         if objection is not None:
-            _LOG.error("no upgrade, nothing has changed; the new program says: %s", objection)
+            self._refuse_upgrade(f"the new program says: {objection}")
         elif self._is_between or self._in_force is not self._judged:  # what it would take over now is something else
             self._upgrade_is_due = True
         else:
             self._become_new()
 
+    def _refuse_upgrade(self, why: str) -> None:
+        refused = f"no upgrade, nothing has changed: {why}"
+        _LOG.error("%s", refused)
+        self._desk.tell(_UPGRADE, ExitStatus.FAILURE, refused)
+
     def _state(self) -> State:
         """Return what another program needs to go on from here."""
         assert self._in_force is not None  # noqa: S101  as the callers have made sure
         listener_series, target_series = upgrade.series_of(self._directory)
+        control, askers = self._desk.descriptors(_UPGRADE)
         return State(
             content=self._content.data,
             generation=self._in_force.generation,
@@ -798,6 +886,8 @@ class Supervisor:
             restarts=self._restarts,
             reloads=self._reloads,
             last_reload_success=self._last_reload_success,
+            control=control,
+            askers=askers,
         )
 
     def _become_new(self) -> None:
@@ -811,17 +901,18 @@ class Supervisor:
                 signal.raise_signal(signal.SIGHUP)
             upgrade.execute(self._state(), systemd.successor(self._manager.told))
         except OSError as error:
-            _LOG.error("no upgrade, nothing has changed: %s", error.strerror)
+            self._refuse_upgrade(f"cannot execute the new program: {error.strerror}")
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
-    def _take_over(self, before: State) -> None:
+    def _take_over(self, before: State, snapshot: Snapshot) -> None:
         """Go on with what the program before has left in this process."""
         for descriptor in before.descriptors():
             os.set_inheritable(descriptor, False)
         retired = {Bind(Transport(transport), host, port): until for transport, host, port, until in before.retired}
         self._sockets.take_over(upgrade.as_binds(before.sockets), retired)
         self._admin_sockets.take_over(upgrade.as_binds(before.admin_sockets), {})
+        self._desk.take_over(snapshot.control, before.control, before.askers, _UPGRADE)
         self._addresses = dict(before.addresses)
         self._cpu_of_the_dead = dict(before.cpu_of_the_dead)
         self._restarts |= before.restarts
@@ -956,6 +1047,7 @@ class Supervisor:
         self._selector.close()
         self._sockets.close_all()
         self._admin_sockets.close_all()
+        self._desk.leave_to_parent()
         if self._watch is not None:
             self._watch.close()
         for child in self._children.values():
@@ -1095,6 +1187,11 @@ def _slots_of(manager: Manager) -> int | None:
     """Return how many slots a supervisor before this one had, None if nobody knows."""
     places = [systemd.parse_socket_name(name) for name, _ in manager.passed]
     return max((place[1] + 1 for place in places if place is not None), default=None)
+
+
+def _roll_out(generation: int) -> str:
+    """Return what operators wait for whose reload has become this generation."""
+    return f"generation {generation}"
 
 
 def _flow_bytes(snapshot: Snapshot, slots: int) -> int:

@@ -82,6 +82,10 @@ class State:
     restarts: Mapping[str, int]
     reloads: Mapping[str, int]
     last_reload_success: float
+    control: int | None
+    """Descriptor of the control socket."""
+    askers: Sequence[int]
+    """Those of operators who wait for the upgrade."""
 
     def directory(self) -> Directory:
         """Return the directory of series."""
@@ -97,6 +101,7 @@ class State:
         """Return every descriptor that must stay open."""
         found = [self.counters, self.flows]
         found += [number for *_, numbers in (*self.sockets, *self.admin_sockets) for number in numbers]
+        found += [*self.askers] if self.control is None else [self.control, *self.askers]
         for child in self.children:
             found += [child.descriptor] if child.channel is None else [child.descriptor, child.channel]
         return found

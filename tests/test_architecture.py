@@ -31,10 +31,10 @@ LAYERS: Final[list[tuple[str, ...]]] = [
         "rpxy_l4.timers",
     ),
     ("rpxy_l4.detect", "rpxy_l4.router"),
-    ("rpxy_l4.config", "rpxy_l4.control"),
+    ("rpxy_l4.config", "rpxy_l4.control", "rpxy_l4.orders"),
     ("rpxy_l4.logs", "rpxy_l4.net"),
     ("rpxy_l4.admin", "rpxy_l4.supervisor", "rpxy_l4.workers"),
-    ("rpxy_l4.demo",),
+    ("rpxy_l4.ctl", "rpxy_l4.demo"),
     ("rpxy_l4.cli",),
     ("rpxy_l4.__main__",),
 ]

@@ -58,6 +58,7 @@ def compile_snapshot(
         watch=config.watch,
         access_log=config.access_log,
         admin=_admin(config.admin.listen),
+        control=config.admin.control,
         dns_min_ttl=min_ttl,
         dns_max_ttl=max_ttl,
     )

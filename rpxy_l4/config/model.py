@@ -41,6 +41,8 @@ MAX_ADDRESSES: Final = 100
 # listen(2) takes a C int.
 _MAX_BACKLOG: Final = 2**31 - 1
 _MAX_SESSIONS: Final = 2**32 - 1
+MAX_CONTROL_PATH: Final = 103
+"""Bytes. A path of a socket has 107 at most (unix(7)), and this one has a longer name before it is ready."""
 # RFC 7301 section 3.1: a protocol name is a vector of 1 to 255 bytes.
 _MAX_ALPN: Final = 255
 # The name of an entry is a metric label and a log field.
@@ -65,6 +67,14 @@ def _read_admin_listen(value: str) -> Endpoint | None:
     if endpoint.is_name:
         raise ValueError(f"{quote(value)} is a name; listen on an IP address, such as 127.0.0.1:{endpoint.port}")
     return endpoint
+
+
+def _read_control(value: str) -> str:
+    if value and (not value.startswith("/") or value.endswith("/") or "\0" in value):
+        raise ValueError(f"{quote(value)} is not the absolute path of a file")
+    if (size := len(value.encode())) > MAX_CONTROL_PATH:
+        raise ValueError(f"a path of {size} bytes is too long for a socket: {MAX_CONTROL_PATH} at most")
+    return value
 
 
 def _read_workers(value: object) -> int | str:
@@ -155,6 +165,7 @@ AdminListen = Annotated[
     Endpoint | None,
     text("an IP address and port such as 127.0.0.1:9448", _read_admin_listen, pattern=f"^$|{_ENDPOINT_PATTERN}"),
 ]
+ControlPath = Annotated[str, text("the absolute path of a socket", _read_control, pattern="^$|^/.*[^/]$")]
 Workers = Annotated[
     int | Literal["auto"],
     Form(_read_workers, {"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": MAX_WORKERS}]}),
@@ -201,13 +212,16 @@ class Entry(_Table):
 
 
 class Admin(_Table):
-    """The administrative HTTP server: /metrics, /livez and /readyz."""
+    """Administration: the HTTP server for /metrics, /livez and /readyz, and the control socket."""
 
     listen: AdminListen = Field(
         parse_endpoint("127.0.0.1:9448"),
         json_schema_extra={"default": "127.0.0.1:9448"},
     )
     """IP address and port to listen on. "" turns it off. Whoever reaches it can read all metrics."""
+    control: ControlPath = ""
+    """Path of the socket for `rpxy-l4 ctl`. Its folder must be there; only the user who runs the program, and root, can
+    use it. "": none."""
 
 
 class Config(_Table):
@@ -279,7 +293,7 @@ class Config(_Table):
     access_log: Flag = True
     """Write a line for each session that ended or was refused. A reload decides for sessions that begin after it."""
     admin: Admin = Admin()
-    """The administrative HTTP server: /metrics, /livez and /readyz."""
+    """Administration: the HTTP server for /metrics, /livez and /readyz, and the control socket."""
     protocols: dict[EntryName, Entry] = Field(default_factory=dict)
     """One table per route, [protocols.NAME]; the name appears in metrics and logs. For tls and quic, entries with
     server_names and alpn come first, then those with server_names, then those with alpn, then the rest; among equals

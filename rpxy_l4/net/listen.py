@@ -27,11 +27,10 @@ _TRANSPORTS: Final = {
 class BindError(Exception):
     """An address cannot be listened on. The text names it and says why."""
 
-    def __init__(self, bind: Bind, error: OSError) -> None:
+    def __init__(self, address: Bind | str, error: OSError) -> None:
         """Say what the system said, in its words."""
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        super().__init__(f"{bind}: {reason[:1].lower()}{reason[1:]}")
-        self.bind = bind
+        reason = error.strerror or str(error)
+        super().__init__(f"{address}: {reason[:1].lower()}{reason[1:]}")
 
 
 def open_group(bind: Bind, slots: int, backlog: int, *, exclusive: bool) -> list[ListeningSocket]:

@@ -50,7 +50,10 @@ def test_every_key_but_the_port_has_a_default() -> None:
         "slots": "auto",
         "watch": True,
         "access_log": True,
-        "admin": {"listen": {"text": "127.0.0.1:9448", "host": "127.0.0.1", "port": 9448, "is_name": False}},
+        "admin": {
+            "listen": {"text": "127.0.0.1:9448", "host": "127.0.0.1", "port": 9448, "is_name": False},
+            "control": "",
+        },
         "protocols": {},
         "protocol": {},
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.proxy import ROOT, Proxy
+from tests.support.proxy import ROOT, Proxy, run_cli
 from tests.support.udp_echo import UdpEcho, ask, clients
 from tests.support.waiting import eventually
 
@@ -150,6 +150,21 @@ def test_an_upgrade_and_a_reload_that_come_together_are_both_done(tmp_path: Path
         proxy.wait_for("worker 3 has")
 
         assert [ask(client, b"two") for client in flows] == ports
+
+
+def test_an_operator_who_asks_for_an_upgrade_is_told_what_became_of_it(tmp_path: Path, program: Path) -> None:
+    config = f'tcp_target = ["127.0.0.1:1"]\n[admin]\nlisten = ""\ncontrol = "{tmp_path}/control"\n'
+    with Proxy(tmp_path, config, program=program) as proxy:
+        proxy.expect_trouble("no upgrade, nothing has changed|Traceback")
+        change(program, "version.py", 'VERSION = "', 'VERSION: nonsense = "9.')
+        refused = run_cli("ctl", "-c", str(proxy.path), "upgrade")
+        assert refused.returncode == 1
+        assert "no upgrade, nothing has changed: the new program says:" in refused.stderr
+        assert "nonsense" in refused.stderr
+
+        change(program, "version.py", "VERSION: nonsense =", "VERSION =")
+        done = run_cli("ctl", "-c", str(proxy.path), "upgrade")
+        assert (done.returncode, done.stdout[:21]) == (0, "upgraded to version 9")
 
 
 def test_a_configuration_that_comes_while_the_new_program_judges_is_judged_as_well(

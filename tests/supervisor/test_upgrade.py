@@ -47,6 +47,8 @@ def state() -> State:
         restarts={"signal": 1},
         reloads={"success": 2},
         last_reload_success=1.0,
+        control=20,
+        askers=[21],
     )
 
 
@@ -59,7 +61,7 @@ def test_a_state_arrives_as_it_was_left() -> None:
 
 
 def test_every_descriptor_of_a_state_is_named() -> None:
-    assert sorted(state().descriptors()) == list(range(11, 20))
+    assert sorted(state().descriptors()) == list(range(11, 22))
 
 
 def test_a_state_is_made_of_plain_values_that_any_version_can_read() -> None:
