@@ -34,6 +34,24 @@ class AtLimit(enum.StrEnum):
     """They wait in the accept queue."""
 
 
+class OnRouteRemoved(enum.StrEnum):
+    """What becomes of sessions whose route or target leaves the configuration."""
+
+    KEEP = "keep"
+    """They go on until they end."""
+    DRAIN = "drain"
+    """They end when the drain timeout has passed."""
+
+
+class OnSupervisorLoss(enum.StrEnum):
+    """What workers do without a supervisor."""
+
+    DRAIN = "drain"
+    """They accept nothing new, finish their TCP sessions and end."""
+    SERVE = "serve"
+    """They go on as before, until they are told to end by TERM."""
+
+
 class ProxyVersion(enum.StrEnum):
     """Version of the PROXY protocol header sent to a target."""
 
@@ -135,6 +153,8 @@ class Snapshot:
     tcp_detect_timeout: float = 3.0
     tcp_connect_timeout: float = 5.0
     drain_timeout: float = 30.0
+    on_route_removed: OnRouteRemoved = OnRouteRemoved.KEEP
+    on_supervisor_loss: OnSupervisorLoss = OnSupervisorLoss.DRAIN
     recv_proxy_protocol: bool = False
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     workers: int = 1

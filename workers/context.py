@@ -151,7 +151,7 @@ class Half:
 class Generation:
     """A configuration in force; sessions keep the one they began with."""
 
-    __slots__ = ("snapshot", "tcp", "udp")
+    __slots__ = ("served", "snapshot", "tcp", "udp")
 
     def __init__(self, snapshot: Snapshot, context: Context) -> None:
         """Compile a snapshot."""
@@ -160,6 +160,9 @@ class Generation:
             preload(snapshot.udp.wanted)
         self.tcp = None if snapshot.tcp is None else context.half(snapshot.tcp)
         self.udp = None if snapshot.udp is None else context.half(snapshot.udp)
+        halves = [half for half in (self.tcp, self.udp) if half is not None]
+        self.served = frozenset(series for half in halves for series in half.served)
+        """The series of all targets."""
 
 
 class OpenSessions:

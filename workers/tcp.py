@@ -338,6 +338,11 @@ class TcpSession:
         self._again = False
         self._t_open = self._t_decided = self._t_connect = self._t_connected = context.poller.now
 
+    @property
+    def target_series(self) -> int | None:
+        """That of its target in the counters; None while it has none."""
+        return None if self._target is None else self._target.series
+
     def start(self) -> None:
         """Begin with the PROXY header, detection or the connection, whichever comes first here."""
         snapshot = self._generation.snapshot

@@ -730,6 +730,11 @@ class UdpFlow:
         """The listener's in the counters."""
         return self._half.side.series
 
+    @property
+    def target_series(self) -> int | None:
+        """That of its target in the counters; None while it has none."""
+        return None if self._target is None else self._target.series
+
     def pack(self) -> tuple[FlowRecord, int | None]:
         """Return what another worker needs to go on with the flow, with the descriptor of its socket, if it has one.
 

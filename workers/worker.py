@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -39,11 +41,12 @@ from rpxy_l4.logs import Logs
 from rpxy_l4.metrics.layout import MICROSECONDS, Cell
 from rpxy_l4.metrics.slab import Slab
 from rpxy_l4.net.channel import Channel, DescriptorsLostError
-from rpxy_l4.snapshot import Bind, covers
+from rpxy_l4.snapshot import Bind, OnRouteRemoved, OnSupervisorLoss, Snapshot, covers
 from rpxy_l4.verdict import Transport
 from rpxy_l4.workers.access_log import AccessLog
 from rpxy_l4.workers.context import Context, Generation
 from rpxy_l4.workers.handover import Giver, Leaving, Taker, with_descriptors
+from rpxy_l4.workers.removed import Removed
 from rpxy_l4.workers.tcp import TcpListener, TcpSession
 from rpxy_l4.workers.udp import UdpFlow, UdpListener
 
@@ -92,6 +95,7 @@ class Worker:
         self._tcp: dict[Place, TcpListener] = {}
         self._udp: dict[Place, UdpListener] = {}
         self._retired: list[Retired] = []
+        self._removed = Removed(self._context.row)
         self._departing: set[int] = set()
         """Slots whose flows are on their way to another worker."""
         self._arriving: set[int] = set()
@@ -134,11 +138,7 @@ class Worker:
                 continue
             if received is None:
                 self._loop.remove_reader(self._channel.fileno())
-                EVENTS.error("the supervisor is gone; finishing the TCP sessions that are open")
-                # A new supervisor must be able to bind: the addresses may not stay ours for as long as flows live.
-                self._close_udp()
-                snapshot = self._generation.snapshot if self._generation is not None else None
-                self._drain(snapshot.drain_timeout if snapshot is not None else _DEFAULT_DRAIN)
+                self._go_on_alone()
                 return
             message, descriptors = received
             match message:
@@ -161,6 +161,26 @@ class Worker:
                 case _:
                     EVENTS.error("a worker has no use for %s", type(message).__name__)
 
+    def _go_on_alone(self) -> None:
+        """Do what the configuration says about the loss of the supervisor."""
+        # From now on, nobody else says what signals mean.
+        self._loop.add_signal_handler(signal.SIGTERM, self._end_alone)
+        snapshot = None if self._generation is None else self._generation.snapshot
+        if self._drain_until is None and snapshot is not None and snapshot.on_supervisor_loss is OnSupervisorLoss.SERVE:
+            EVENTS.error("the supervisor is gone; serving on, until TERM")
+        else:
+            EVENTS.error("the supervisor is gone")
+            self._end_alone()
+
+    def _end_alone(self) -> None:
+        """Finish the TCP sessions, and let go of all addresses; the second time, end at once."""
+        EVENTS.info("finishing the TCP sessions that are open")
+        # A new supervisor must be able to bind: the addresses may not stay ours for as long as flows live.
+        self._close_udp()
+        snapshot = None if self._generation is None else self._generation.snapshot
+        timeout = _DEFAULT_DRAIN if snapshot is None else snapshot.drain_timeout
+        self._drain(timeout if self._drain_until is None else 0.0)
+
     def _go_without(self, message: Message | None) -> None:
         """Deal with a message whose descriptors are lost."""
         match message:
@@ -182,6 +202,7 @@ class Worker:
         context, snapshot = self._context, message.snapshot
         context.addresses = message.addresses
         self._generation = generation = Generation(snapshot, context)
+        self._removed.apply(generation.served, self._end_of_removed(snapshot))
         context.poller.begin_batch()
         for place in [*self._attached]:
             if place.slot in message.slots:
@@ -215,6 +236,21 @@ class Worker:
         # wildcard address now covers.
         binds = () if self._generation is None else self._generation.snapshot.binds
         retired.accepts = any(covers(bind, retired.bind) for bind in binds)
+
+    def _end_of_removed(self, snapshot: Snapshot) -> float:
+        """Return when sessions end whose target leaves the configuration now."""
+        if snapshot.on_route_removed is OnRouteRemoved.KEEP:
+            return math.inf
+        return time.monotonic() + snapshot.drain_timeout
+
+    def _end_sessions_of(self, series: frozenset[int]) -> None:
+        """End the sessions with one of these targets."""
+        self._context.poller.begin_batch()
+        for session in [session for session in self._sessions if session.target_series in series]:
+            session.end()
+        for flow in [flow for flow in self._flows() if flow.target_series in series]:
+            flow.end()
+        self._context.poller.end_batch()
 
     def _listen(self, place: Place) -> None:
         """Make a listener of an attached socket; it does not serve yet."""
@@ -297,6 +333,8 @@ class Worker:
                 self._set_generation(listener)
         for record, descriptor in with_descriptors(message.records, descriptors):
             if listener is not None:
+                if record.target is not None and self._generation is not None:
+                    self._removed.take_in(record.target.series, self._end_of_removed(self._generation.snapshot))
                 listener.adopt(record, descriptor, message.series)
             elif descriptor is not None:
                 os.close(descriptor)
@@ -383,6 +421,8 @@ class Worker:
             self._context.poller.begin_batch()
             self._close_retired()
             self._context.poller.end_batch()
+        if due := self._removed.due(now):
+            self._end_sessions_of(due)
         if self._drain_until is not None:
             self._title()
         self._loop.call_later(_TICK, self._tick)

@@ -51,6 +51,8 @@ def compile_snapshot(
         tcp_detect_timeout=config.tcp_detect_timeout,
         tcp_connect_timeout=config.tcp_connect_timeout,
         drain_timeout=config.drain_timeout,
+        on_route_removed=config.on_route_removed,
+        on_supervisor_loss=config.on_supervisor_loss,
         recv_proxy_protocol=config.tcp_recv_proxy_protocol,
         trusted_proxies=config.tcp_trusted_proxies,
         workers=workers,

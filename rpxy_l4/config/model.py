@@ -32,7 +32,7 @@ from rpxy_l4.config.forms import (
     word,
 )
 from rpxy_l4.errors import quote
-from rpxy_l4.snapshot import AtLimit, LoadBalance, ProxyVersion
+from rpxy_l4.snapshot import AtLimit, LoadBalance, OnRouteRemoved, OnSupervisorLoss, ProxyVersion
 from rpxy_l4.verdict import Protocol
 
 MAX_WORKERS: Final = 256
@@ -282,7 +282,16 @@ class Config(_Table):
     """How long to wait for a target to accept a connection before the next one is tried."""
     drain_timeout: Duration = Field(30.0, json_schema_extra={"default": "30s"})
     """How long open sessions may go on after the order to stop, TCP sessions in a worker that leaves, and UDP flows of
-    an address that left the configuration. 0: not at all."""
+    an address that left the configuration, and with on_route_removed = "drain" sessions whose target did. 0: not at
+    all."""
+    on_route_removed: Annotated[OnRouteRemoved, member("way to remove a route", OnRouteRemoved)] = OnRouteRemoved.KEEP
+    """What becomes of open sessions when their route, or their target in it, leaves the configuration: "keep" lets them
+    go on until they end, "drain" ends them after drain_timeout."""
+    on_supervisor_loss: Annotated[OnSupervisorLoss, member("way to go on without a supervisor", OnSupervisorLoss)] = (
+        OnSupervisorLoss.DRAIN
+    )
+    """What workers do when the supervisor has died: "drain" lets them finish their TCP sessions and accept nothing new,
+    so that another instance can begin; "serve" lets them go on until each is ended by TERM."""
     workers: Workers = "auto"
     """Worker processes; "auto" is one per available CPU."""
     slots: Workers = "auto"

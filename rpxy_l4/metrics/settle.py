@@ -12,6 +12,14 @@ _REASONS: Final = len(Reason)
 _LOST: Final = T_CLOSED + REASON_INDEX[Reason.WORKER_LOST]
 
 
+def left_open(row: memoryview, series: int) -> int:
+    """Return how many sessions of a target series are open in the worker of a row; never negative."""
+    start = target_offset(series)
+    gone = sum(row[start + T_CLOSED : start + T_CLOSED + _REASONS]) + row[start + T_GIVEN]
+    # A worker counts what comes first.
+    return row[start + T_OPENED] + row[start + T_TAKEN] - gone
+
+
 def settle(row: memoryview, targets: Iterable[int]) -> int:
     """Close in the row of a dead worker what it left open; return how many sessions with a target were lost.
 
@@ -20,11 +28,8 @@ def settle(row: memoryview, targets: Iterable[int]) -> int:
     """
     lost = 0
     for series in targets:
-        start = target_offset(series)
-        gone = sum(row[start + T_CLOSED : start + T_CLOSED + _REASONS]) + row[start + T_GIVEN]
-        # A worker counts what comes first, so this is never negative.
-        left = row[start + T_OPENED] + row[start + T_TAKEN] - gone
-        row[start + _LOST] += left
+        left = left_open(row, series)
+        row[target_offset(series) + _LOST] += left
         lost += left
     row[Cell.TCP_CLOSED] = row[Cell.TCP_OPENED]
     row[Cell.UDP_CLOSED] = row[Cell.UDP_OPENED]

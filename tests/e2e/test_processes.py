@@ -15,6 +15,7 @@ import pytest
 from tests.e2e.conftest import StartProxy
 from tests.support.proxy import Proxy, process_title, run_cli
 from tests.support.targets import TcpTarget, UdpTarget, answers, echo, read_all, read_exactly, reports
+from tests.support.udp_echo import UdpEcho, ask, clients
 from tests.support.waiting import PATIENCE, eventually, pass_time
 
 DEATH: Final = r"worker|died|killed|signal"
@@ -243,6 +244,35 @@ def test_children_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
                 assert is_alive(client)
                 proxy.signal(signal.SIGKILL)
                 eventually(lambda: not any(process_title(pid) for pid in children), "the children have ended")
+
+
+def test_workers_serve_on_without_a_supervisor_if_told_to_until_each_is_told_to_end(tmp_path: Path) -> None:
+    with TcpTarget(echo) as target, UdpEcho() as udp:
+        proxy = Proxy(
+            tmp_path,
+            f'tcp_target = ["{target.text}"]\nudp_target = ["127.0.0.1:{udp.port}"]\n'
+            'drain_timeout = "1h"\non_supervisor_loss = "serve"\n',
+        )
+        proxy.expect_trouble("supervisor is gone")
+        with proxy:
+            workers = proxy.worker_pids().values()
+            children = list(proxy.children())
+            with proxy.connect() as old, clients(proxy, 20) as flows:
+                assert is_alive(old)
+                ports = [ask(flow, b"one") for flow in flows]
+                proxy.signal(signal.SIGKILL)
+                proxy.wait_for("serving on, until TERM", count=2)
+                assert [ask(flow, b"two") for flow in flows] == ports
+                for _ in range(20):
+                    with proxy.connect() as new:
+                        assert is_alive(new)
+                assert is_alive(old)
+                for pid in workers:
+                    os.kill(pid, signal.SIGTERM)
+                proxy.wait_for("finishing the TCP sessions that are open", count=2)
+                assert is_alive(old)
+                eventually(lambda: refuses(proxy.address), "nobody listens any more")
+            eventually(lambda: not any(process_title(pid) for pid in children), "the children have ended")
 
 
 # Orders.

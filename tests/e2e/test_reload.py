@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import pytest
 from tests.e2e.conftest import StartProxy
 from tests.support.ports import free_port
 from tests.support.proxy import Proxy
-from tests.support.targets import TcpTarget, UdpTarget, answers, read_all, read_exactly, reports
-from tests.support.waiting import eventually
+from tests.support.targets import TcpTarget, UdpTarget, answers, echo, endpoint, read_all, read_exactly, reports
+from tests.support.udp_echo import UdpEcho, ask
+from tests.support.waiting import eventually, pass_time
 
 
 def tcp_answer(proxy: Proxy, host: str = "127.0.0.1", port: int | None = None) -> bytes:
@@ -254,6 +256,66 @@ def test_connections_made_during_reloads_are_all_served(start_proxy: StartProxy)
             for _ in range(20):
                 assert tcp_answer(proxy) == b"here\n"
             proxy.wait_for(f"generation {generation} applied on")
+
+
+@pytest.mark.parametrize("way", ["keep", "drain"])
+def test_sessions_of_a_target_that_has_left_end_when_they_are_to_and_no_others(
+    start_proxy: StartProxy, way: str
+) -> None:
+    with TcpTarget(echo) as stays, TcpTarget(echo) as leaves, UdpEcho() as udp, contextlib.ExitStack() as stack:
+
+        def config(*targets: TcpTarget) -> str:
+            listed = ", ".join(f'"{target.text}"' for target in targets)
+            return (
+                f'tcp_target = [{listed}]\ntcp_load_balance = "source_socket"\nudp_target = ["127.0.0.1:{udp.port}"]\n'
+                f'drain_timeout = "1s"\non_route_removed = "{way}"\n'
+            )
+
+        def ask_all(clients: list[socket.socket]) -> None:
+            for client in clients:
+                client.sendall(b"x")
+                assert read_exactly(client, 1) == b"x"
+
+        proxy = start_proxy(config(stays, leaves))
+        clients = [stack.enter_context(proxy.connect()) for _ in range(20)]
+        flow = stack.enter_context(proxy.udp())
+        ask_all(clients)
+        port = ask(flow, b"one")
+        on_leaving = proxy.metric("sessions", target=leaves.text)
+        assert 0 < on_leaving < 20
+
+        proxy.reload(config(stays), 2)
+        if way == "keep":
+            pass_time(1.5)  # past the drain timeout
+            ask_all(clients)
+            return
+        ask_all(clients)
+        ended = proxy.wait_for_sessions(int(on_leaving), reason="drain")
+        assert {session["target"] for session in ended} == {leaves.text}
+        addresses = {session["client"] for session in ended}
+        gone = [client for client in clients if endpoint(*client.getsockname()) in addresses]
+        assert len(gone) == on_leaving
+        for client in gone:
+            assert client.recv(1) == b""
+        ask_all([client for client in clients if client not in gone])
+        assert ask(flow, b"two") == port
+
+        proxy.reload(config(stays).replace(f"127.0.0.1:{udp.port}", "127.0.0.1:1"), 3)
+        assert proxy.wait_for_session(transport="udp", reason="drain")["target"] == f"127.0.0.1:{udp.port}"
+
+
+def test_a_target_that_comes_back_in_time_has_not_been_away(start_proxy: StartProxy) -> None:
+    with TcpTarget(echo) as target:
+        rest = 'drain_timeout = "1s"\non_route_removed = "drain"\n'
+        proxy = start_proxy(f'tcp_target = ["{target.text}"]\n{rest}')
+        with proxy.connect() as client:
+            client.sendall(b"x")
+            assert read_exactly(client, 1) == b"x"
+            proxy.reload(f'tcp_target = ["127.0.0.1:1"]\n{rest}', 2)
+            proxy.reload(f'tcp_target = ["{target.text}"]\n{rest}', 3)
+            pass_time(2.2)  # past the drain timeout, and the second in which workers look
+            client.sendall(b"x")
+            assert read_exactly(client, 1) == b"x"
 
 
 def test_series_of_a_removed_route_stay(start_proxy: StartProxy) -> None:
