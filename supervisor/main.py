@@ -55,9 +55,10 @@ from rpxy_l4.net.listen import BindError, ListeningSocket
 from rpxy_l4.net.memory import SharedMemory
 from rpxy_l4.orders import Command, Request, workers_wanted
 from rpxy_l4.snapshot import Bind, Snapshot
-from rpxy_l4.supervisor import policy, systemd, upgrade
+from rpxy_l4.supervisor import keepsake, policy, systemd, upgrade
 from rpxy_l4.supervisor.children import Child, close_inherited, start
 from rpxy_l4.supervisor.desk import Asker, Desk
+from rpxy_l4.supervisor.keepsake import Keepsake
 from rpxy_l4.supervisor.policy import ADMIN, Abort, Action, Dismiss, Finish, Kill, Seat, Spawn, Suspect
 from rpxy_l4.supervisor.reload import (
     content_of,
@@ -144,14 +145,21 @@ class Supervisor:
         self._is_regular = config.is_file()
         self._content = read_content(config, may_wait=True) if before is None else content_of(before.content)
         """The configuration that was last found good."""
-        snapshot, self._directory = load(
-            self._content,
-            self._name,
-            generation=1 if before is None else before.generation + 1,
-            known=Directory() if before is None else before.directory(),
-            cpus=self._cpus,
-            slots=_slots_of(manager) if before is None else before.slots,
-        )
+        slots = _slots_of(manager) if before is None else before.slots
+        kept = keepsake.find(manager.passed, slots)
+
+        def first(known: Directory) -> tuple[Snapshot, Directory]:
+            generation = 1 if before is None else before.generation + 1
+            return load(self._content, self._name, generation=generation, known=known, cpus=self._cpus, slots=slots)
+
+        try:
+            snapshot, self._directory = first(_known(before, kept))
+        except ConfigError:
+            if kept is None:
+                raise
+            # Perhaps only because the directory of all the supervisors before is full.
+            kept = None
+            snapshot, self._directory = first(Directory())
         self._manager = manager
         self._notifier = systemd.Notifier(manager.told)
         self._ping_interval = systemd.watchdog_interval(manager.told, os.getpid())
@@ -174,12 +182,14 @@ class Supervisor:
         # Two more: the supervisor's own, and the one where the admin process beats.
         self._counters = SharedMemory(Slab.size(self._rows + 2), None if before is None else before.counters)
         self._slab = Slab(self._rows + 2, memory=self._counters.view)
-        self._flows = (
-            SharedMemory(_flow_bytes(snapshot, self._slots))
-            if before is None
-            else SharedMemory(before.flow_bytes, before.flows)
-        )
-        self._secret = os.urandom(16) if before is None else before.secret
+        if before is not None:
+            self._flows, self._secret = SharedMemory(before.flow_bytes, before.flows), before.secret
+        elif kept is not None and kept.slots == self._slots:
+            self._flows, self._secret = kept.memory, kept.secret
+            _LOG.info("the flows of before are remembered")
+        else:
+            self._flows, self._secret = SharedMemory(_flow_bytes(snapshot, self._slots)), os.urandom(16)
+        self._shelf = keepsake.Shelf()
         self._sockets = ListeningSockets(self._slots)
         self._admin_sockets = ListeningSockets(1)
         self._desk = Desk(self._serve)
@@ -203,6 +213,11 @@ class Supervisor:
         else:
             self._take_over(before, snapshot)
         self._bind(snapshot)
+        for name in keepsake.NAMES:  # what is kept there may be of before, and not of use
+            self._notifier.remove(name)
+        self._put_by()
+        self._notifier.store(keepsake.MEMORY, (self._flows.descriptor,))
+        self._notifier.store(keepsake.MEANING, (self._shelf.descriptor,))
         self._status_is_due = False
 
         self._timers = Timers()
@@ -316,7 +331,11 @@ class Supervisor:
 
     def _adopt(self, snapshot: Snapshot) -> None:
         """Listen on what a supervisor before this one listened on, with what waits there."""
-        known = [(systemd.parse_socket_name(name), descriptor) for name, descriptor in self._manager.passed]
+        known = [
+            (systemd.parse_socket_name(name), descriptor)
+            for name, descriptor in self._manager.passed
+            if name not in keepsake.NAMES
+        ]
         for place, descriptor in known:
             if place is None:
                 _LOG.warning("closing descriptor %d, which was passed to this program for nothing it knows", descriptor)
@@ -338,6 +357,11 @@ class Supervisor:
         for bind in binds:
             for slot, descriptor in enumerate(self._sockets.all_descriptors()[bind]):
                 self._notifier.store(systemd.socket_name(bind, slot), (descriptor,))
+
+    def _put_by(self) -> None:
+        """Write down what the flow memory means, for a supervisor after this one."""
+        kept = Keepsake(self._flows, self._slots, self._secret, self._directory)
+        self._shelf.write(kept.meaning())
 
     def _ping(self) -> None:
         if self._ping_interval is not None:
@@ -497,7 +521,9 @@ class Supervisor:
         self._content = content
         if snapshot.slots != self._slots:
             _LOG.warning("slots = %d takes effect at the next start; it stays %d", snapshot.slots, self._slots)
-        self._directory = directory
+        if directory != self._directory:
+            self._directory = directory
+            self._put_by()
         self._desk.put_on(_NEXT_RELOAD, _roll_out(snapshot.generation))
         self._receive(snapshot)
 
@@ -1187,6 +1213,13 @@ def _slots_of(manager: Manager) -> int | None:
     """Return how many slots a supervisor before this one had, None if nobody knows."""
     places = [systemd.parse_socket_name(name) for name, _ in manager.passed]
     return max((place[1] + 1 for place in places if place is not None), default=None)
+
+
+def _known(before: State | None, kept: Keepsake | None) -> Directory:
+    """Return the series that there are already."""
+    if before is not None:
+        return before.directory()
+    return Directory() if kept is None else kept.directory
 
 
 def _roll_out(generation: int) -> str:

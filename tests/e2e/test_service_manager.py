@@ -12,10 +12,14 @@ import pytest
 from tests.support.ports import free_port
 from tests.support.proxy import child_pids
 from tests.support.service_manager import ServiceManager
+from tests.support.targets import UdpTarget
 from tests.support.udp_echo import UdpEcho
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.e2e
+
+WIREGUARD_INITIATION = b"\x01\0\0\0" + bytes(144)
+WIREGUARD_DATA = b"\x04\0\0\0" + bytes(28)
 
 
 def test_nobody_is_refused_when_a_supervisor_dies_and_sessions_go_on(tmp_path: Path) -> None:
@@ -72,7 +76,51 @@ def test_nobody_is_refused_when_a_supervisor_dies_and_sessions_go_on(tmp_path: P
         manager.hear_until("STOPPING=1")
         stack.close()
         assert second.wait(PATIENCE) == 0
-        assert {name.split("_")[1] for name in kept} == {"tcp"}
+        assert {name.split("_")[1] for name in kept if name.startswith("listen_")} == {"tcp"}
+
+
+def test_flows_go_on_to_the_target_that_they_had_when_a_supervisor_dies(tmp_path: Path) -> None:
+    port, path = free_port(), tmp_path / "config.toml"
+    arguments = ("-m", "rpxy_l4", "-c", str(path))
+    with (
+        ServiceManager(str(tmp_path / "notify")) as manager,
+        UdpTarget("vpn") as vpn,
+        UdpTarget("default") as default,
+        ExitStack() as stack,
+    ):
+        path.write_text(
+            f'listen_port = {port}\nlisten_address_v4 = "127.0.0.1"\nworkers = 2\nwatch = false\n'
+            f'udp_target = ["{default.text}"]\n[admin]\nlisten = ""\n'
+            f'[protocols.vpn]\nprotocol = "wireguard"\ntarget = ["{vpn.text}"]\n'
+        )
+        clients = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(20)]
+
+        def ask(data: bytes) -> set[bytes]:
+            """Which targets answered."""
+            for client in clients:
+                client.send(data)
+            return {client.recv(1000).partition(b":")[0] for client in clients}
+
+        supervisor = manager.start(*arguments)
+        manager.hear_until("READY=1")
+        for client in clients:
+            client.settimeout(PATIENCE)
+            client.connect(("127.0.0.1", port))
+        assert ask(WIREGUARD_INITIATION) == {b"vpn"}
+        assert ask(WIREGUARD_DATA) == {b"vpn"}
+        for life in range(3):
+            if life == 1:  # series that came with a reload are remembered, too
+                path.write_text(path.read_text().replace(f'["{default.text}"]', f'["127.0.0.1:1", "{default.text}"]'))
+            ServiceManager.kill(supervisor)
+            supervisor = manager.start(*arguments)
+            manager.hear_until("READY=1")
+            # Nothing in it tells what it is to somebody who has not seen the beginning.
+            assert ask(WIREGUARD_DATA) == {b"vpn"}
+        supervisor.send_signal(signal.SIGTERM)
+        manager.hear_until("STOPPING=1")
+        assert supervisor.wait(PATIENCE) == 0
+        assert {name for name, _ in manager.kept if not name.startswith("listen_")} == {"flow_memory", "flow_meaning"}
+        assert len(manager.kept) == 4 + 2
 
 
 def listens(pid: int) -> bool:
