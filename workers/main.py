@@ -40,12 +40,13 @@ def run(number: int, workers: int, channel: Channel, slab: Slab, memories: FlowM
     """Be worker ``number`` (from 0) until told to stop; return the exit status. ``workers``: rows of all workers.
 
     Owns ``channel``. The logs of this process must have been set up. SIGABRT writes the stack of every thread to
-    stderr before the process dies of it.
+    the log of events before the process dies of it.
     """
     signal.set_wakeup_fd(-1)
     for ignored in _IGNORED:
         signal.signal(ignored, signal.SIG_IGN)
-    faulthandler.enable()
+    # The number stays when the log is opened again.
+    faulthandler.enable(logs.current().events.descriptor)
     # Sessions leave nothing behind that only the collector could free, so it need not look often; what it looks at is
     # what is new, and a pause of its is one for every session.
     gc.set_threshold(_YOUNG, *gc.get_threshold()[1:])

@@ -13,6 +13,7 @@ from typing import Final
 import pytest
 
 from tests.e2e.conftest import StartProxy
+from tests.support.program import change, copy_program
 from tests.support.proxy import Proxy, process_title, run_cli
 from tests.support.targets import TcpTarget, UdpTarget, answers, echo, read_all, read_exactly, reports
 from tests.support.udp_echo import UdpEcho, ask, clients
@@ -140,18 +141,34 @@ def test_connections_that_wait_for_a_stopped_worker_are_served_by_its_replacemen
 
 
 @pytest.mark.slow
-def test_a_worker_that_hangs_is_replaced(start_proxy: StartProxy) -> None:
+def test_a_worker_that_hangs_says_where_and_is_replaced(tmp_path: Path) -> None:
+    program, gate, logs = copy_program(tmp_path / "program"), tmp_path / "gate", tmp_path / "logs"
+    begins = "    def accept(self, most: int) -> None:\n"
+    hangs = f"        while os.path.exists({str(gate)!r}):\n            pass\n"
+    change(program, "workers/tcp.py", begins, begins + hangs)
     with TcpTarget(reports("served")) as target:
-        proxy = start_proxy(f'tcp_target = ["{target.text}"]\nworkers = 1\n')
-        proxy.expect_trouble(r"heartbeat|worker")
+        config = f'tcp_target = ["{target.text}"]\nworkers = 1\n'
+        proxy = Proxy(tmp_path, config, program=program, arguments=("-l", str(logs)))
+        proxy.start()
+        log = logs / "rpxy-l4.log"
+        eventually(lambda: log.exists() and "generation 1 applied on" in log.read_text(), "it serves")
         victim = proxy.worker_pids()[1]
-        os.kill(victim, signal.SIGSTOP)
+        proxy.signal(signal.SIGUSR1)  # which opens the log again
+        eventually(lambda: "log files opened again" in log.read_text())
+        gate.touch()
         with proxy.connect(timeout=60) as client:
             client.shutdown(socket.SHUT_WR)
+            eventually(lambda: "worker 1 hangs (no heartbeat for" in log.read_text(), "it is aborted")
+            gate.unlink()
+            # What it had accepted is lost with it; this one had not been.
             assert read_all(client) == b"served\n"
 
-        assert proxy.worker_pids()[1] != victim
+        assert replacement_of(proxy, 1, victim)
+        assert "Fatal Python error: Aborted" in log.read_text()
+        assert "in accept\n" in log.read_text()
         proxy.wait_for_metric("worker_restarts_total", 1, cause="heartbeat")
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait_end() == 0
 
 
 def test_the_death_of_the_admin_process_disturbs_no_traffic(start_proxy: StartProxy) -> None:
@@ -426,7 +443,9 @@ def cpu_seconds(pid: int) -> float:
 
 def test_running_out_of_descriptors_pauses_accepting_without_a_spin(start_proxy: StartProxy) -> None:
     with TcpTarget(echo) as target, contextlib.ExitStack() as stack:
-        proxy = start_proxy(f'tcp_target = ["{target.text}"]\nworkers = 1\n', max_files=(256, 256))
+        # One slot, and so one queue: who came first is served first.
+        config = f'tcp_target = ["{target.text}"]\nworkers = 1\nslots = 1\n'
+        proxy = start_proxy(config, max_files=(256, 256))
         worker = proxy.worker_pids()[1]
         clients = [stack.enter_context(proxy.connect()) for _ in range(200)]
         proxy.wait_for_metric("accept_errors_total", 1, errno="EMFILE")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.proxy import ROOT, Proxy, run_cli
+from tests.support.program import change, copy_program
+from tests.support.proxy import Proxy, run_cli
 from tests.support.udp_echo import UdpEcho, ask, clients
 from tests.support.waiting import eventually
 
@@ -24,25 +24,13 @@ FLOWS = 200
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
     """A copy of the program, to be changed."""
-    folder = tmp_path / "program"
-    without = shutil.ignore_patterns("__pycache__", "workers", "supervisor")
-    shutil.copytree(ROOT / "rpxy_l4", folder / "rpxy_l4", ignore=without)
-    for part in ("workers", "supervisor"):
-        shutil.copytree(ROOT / part, folder / "rpxy_l4" / part, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
+    return copy_program(tmp_path / "program")
 
 
 @pytest.fixture
 def echo() -> Iterator[UdpEcho]:
     with UdpEcho() as target:
         yield target
-
-
-def change(program: Path, module: str, old: str, new: str) -> None:
-    path = program / "rpxy_l4" / module
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
 
 
 def test_flows_sessions_counters_and_the_process_outlive_an_upgrade(
@@ -128,12 +116,12 @@ def test_workers_of_the_new_version_that_die_at_once_leave_the_old_ones_serving_
     with Proxy(tmp_path, config, program=program) as proxy, clients(proxy, 5) as flows:
         proxy.expect_trouble("")
         ports = [ask(client, b"one") for client in flows]
-        change(program, "workers/main.py", "    faulthandler.enable()\n", "    raise RuntimeError\n")
+        change(program, "workers/main.py", "    faulthandler.enable(", "    raise RuntimeError(")
         proxy.signal(signal.SIGUSR2)
         proxy.wait_for("worker 2 (process", count=3)
 
         assert [ask(client, b"two") for client in flows] == ports
-        change(program, "workers/main.py", "    raise RuntimeError\n", "    faulthandler.enable()\n")
+        change(program, "workers/main.py", "    raise RuntimeError(", "    faulthandler.enable(")
         proxy.signal(signal.SIGUSR2)
         proxy.wait_for("upgraded to version")
         assert [ask(client, b"three") for client in flows] == ports
