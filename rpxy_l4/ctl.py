@@ -56,7 +56,7 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=float, default=_PATIENCE, help="how long to wait; 120 if not given"
     )
-    parser.add_argument("command", metavar="COMMAND", choices=list(Command), help="see below")
+    parser.add_argument("command", metavar="COMMAND", choices=[str(command) for command in Command], help="see below")
     # As a rest, because -1 would be taken for an option.
     parser.add_argument("argument", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="of the command, if it has one")
     options = parser.parse_args(arguments)
