@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from rpxy_l4.flow_memory import ENTRY_BYTES
-from rpxy_l4.metrics.layout import Directory, ListenerSeries, TargetSeries
+from rpxy_l4.metrics.layout import Directory
 from rpxy_l4.net.memory import SharedMemory
-from rpxy_l4.verdict import Transport
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -40,10 +39,7 @@ class Keepsake:
 
     def meaning(self) -> bytes:
         """Return all but the memory itself, as bytes that any version can read."""
-        listeners = [(key.listener, key.transport, index) for key, index in self.directory.listeners.items()]
-        targets = [
-            (key.listener, key.transport, key.route, key.target, index) for key, index in self.directory.targets.items()
-        ]
+        listeners, targets = self.directory.as_plain()
         return json.dumps(
             {
                 "entry_bytes": ENTRY_BYTES,
@@ -66,13 +62,7 @@ class Keepsake:
             said = json.loads(meaning)
             size = int(said["bytes"])
             secret = bytes.fromhex(said["secret"])
-            directory = Directory(
-                {ListenerSeries(name, Transport(transport)): int(at) for name, transport, at in said["listeners"]},
-                {
-                    TargetSeries(name, Transport(transport), route, target): int(at)
-                    for name, transport, route, target, at in said["targets"]
-                },
-            )
+            directory = Directory.of_plain(said["listeners"], said["targets"])
             if said["entry_bytes"] != ENTRY_BYTES or os.fstat(descriptor).st_size != size:
                 raise ValueError("it is of another size")
             if slots is None or said["slots"] != slots:

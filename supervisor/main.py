@@ -875,7 +875,7 @@ class Supervisor:
     def _state(self) -> State:
         """Return what another program needs to go on from here."""
         assert self._in_force is not None  # noqa: S101  as the callers have made sure
-        listener_series, target_series = upgrade.series_of(self._directory)
+        listener_series, target_series = self._directory.as_plain()
         control, askers = self._desk.descriptors(_UPGRADE)
         return State(
             content=self._content.data,

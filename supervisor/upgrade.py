@@ -21,7 +21,7 @@ from typing import IO, Final, NoReturn
 
 from rpxy_l4.endings import ConnectResult, Detected, Drop, Reason, Rejection
 from rpxy_l4.metrics import layout
-from rpxy_l4.metrics.layout import Cell, Directory, ListenerSeries, TargetSeries
+from rpxy_l4.metrics.layout import Cell, Directory, PlainListener, PlainTarget
 from rpxy_l4.snapshot import Bind
 from rpxy_l4.supervisor.signals import name_of
 from rpxy_l4.verdict import Transport
@@ -75,8 +75,8 @@ class State:
     retired: Sequence[tuple[str, str, int, float]]
     """Transport, host, port, and until when a worker may have a socket for that."""
     children: Sequence[ChildState]
-    listener_series: Sequence[tuple[str, str, int]]
-    target_series: Sequence[tuple[str, str, str, str, int]]
+    listener_series: Sequence[PlainListener]
+    target_series: Sequence[PlainTarget]
     addresses: Mapping[str, tuple[str, ...]]
     cpu_of_the_dead: Mapping[int, tuple[float, float]]
     restarts: Mapping[str, int]
@@ -89,13 +89,7 @@ class State:
 
     def directory(self) -> Directory:
         """Return the directory of series."""
-        return Directory(
-            {ListenerSeries(name, Transport(transport)): index for name, transport, index in self.listener_series},
-            {
-                TargetSeries(name, Transport(transport), route, target): index
-                for name, transport, route, target, index in self.target_series
-            },
-        )
+        return Directory.of_plain(self.listener_series, self.target_series)
 
     def descriptors(self) -> list[int]:
         """Return every descriptor that must stay open."""
@@ -105,17 +99,6 @@ class State:
         for child in self.children:
             found += [child.descriptor] if child.channel is None else [child.descriptor, child.channel]
         return found
-
-
-def series_of(
-    directory: Directory,
-) -> tuple[list[tuple[str, str, int]], list[tuple[str, str, str, str, int]]]:
-    """Return a directory as plain values: its listeners, its targets."""
-    listeners = [(key.listener, str(key.transport), index) for key, index in directory.listeners.items()]
-    targets = [
-        (key.listener, str(key.transport), key.route, key.target, index) for key, index in directory.targets.items()
-    ]
-    return listeners, targets
 
 
 def as_binds(sockets: Sequence[tuple[str, str, int, Sequence[int]]]) -> dict[Bind, list[int]]:

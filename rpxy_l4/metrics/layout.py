@@ -12,6 +12,7 @@ Counters only grow. Open sessions are ``opened - closed``; in a single row, thos
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -133,6 +134,10 @@ class TargetSeries:
     target: str
 
 
+PlainListener = tuple[str, str, int]
+PlainTarget = tuple[str, str, str, str, int]
+
+
 @dataclass(slots=True)
 class Directory:
     """Which labels own which block. The supervisor's copy is the only one that grows; others are replaced whole."""
@@ -157,3 +162,21 @@ class Directory:
         if series not in self.targets and len(self.targets) >= MAX_TARGETS:
             raise DirectoryFullError
         return self.targets.setdefault(series, len(self.targets))
+
+    def as_plain(self) -> tuple[list[PlainListener], list[PlainTarget]]:
+        """Return listeners and targets as values that any version can read."""
+        return (
+            [(key.listener, str(key.transport), index) for key, index in self.listeners.items()],
+            [(key.listener, str(key.transport), key.route, key.target, index) for key, index in self.targets.items()],
+        )
+
+    @classmethod
+    def of_plain(cls, listeners: Iterable[PlainListener], targets: Iterable[PlainTarget]) -> Directory:
+        """Return what :meth:`as_plain` came from. Raises ValueError or TypeError for other values."""
+        return cls(
+            {ListenerSeries(name, Transport(transport)): index for name, transport, index in listeners},
+            {
+                TargetSeries(name, Transport(transport), route, target): index
+                for name, transport, route, target, index in targets
+            },
+        )

@@ -94,3 +94,11 @@ def test_a_full_directory_refuses_only_what_is_new() -> None:
         directory.listener(ListenerSeries(":7", Transport.UDP))
     with pytest.raises(DirectoryFullError):
         directory.target(TargetSeries(":1", Transport.UDP, "default", "a:7"))
+
+
+def test_a_directory_made_of_plain_values_is_the_same() -> None:
+    directory = Directory()
+    directory.listener(ListenerSeries(":1", Transport.TCP))
+    directory.target(TargetSeries(":1", Transport.UDP, "a", "b:1"))
+
+    assert Directory.of_plain(*directory.as_plain()) == directory

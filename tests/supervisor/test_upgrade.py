@@ -22,7 +22,7 @@ DIRECTORY = Directory(
 
 
 def state() -> State:
-    listeners, targets = upgrade.series_of(DIRECTORY)
+    listeners, targets = DIRECTORY.as_plain()
     return State(
         content=b"listen_port = 8448",
         generation=7,
