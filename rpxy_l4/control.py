@@ -104,6 +104,24 @@ class Inherit:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnInbox:
+    """Supervisor to worker: serve the connections that others hand over, until the end.
+
+    With it come two descriptors, both ends of the inbox. Who has one already keeps that.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class OtherInboxes:
+    """Supervisor to worker: to whom connections may be handed over from now on."""
+
+    numbers: frozenset[int]
+    """All of these workers. The inbox of one that is not ``new`` is known."""
+    new: tuple[int, ...]
+    """Whose inboxes the descriptors of this message lead to, in their order. More may come in messages that follow."""
+
+
+@dataclass(frozen=True, slots=True)
 class Flows:
     """Worker to worker: flows of one address of the slot; to be answered with ``Taken``.
 
@@ -216,7 +234,7 @@ class Status:
 
 
 Message = (
-    Attach | Apply | Addresses | Release | Inherit | Drain | ReopenLogs  # to a worker
+    Attach | Apply | Addresses | Release | Inherit | OwnInbox | OtherInboxes | Drain | ReopenLogs  # to a worker
     | Applied | NotApplied | Released | Inherited | Draining | Status  # from a worker, to the admin process
     | Flows | Taken  # between two workers
 )  # fmt: skip

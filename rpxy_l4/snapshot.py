@@ -150,6 +150,8 @@ class Snapshot:
     tcp: Side | None
     udp: Side | None
     tcp_backlog: int = 1024
+    tcp_balance_workers: bool = False
+    """Whether a worker hands connections to one with fewer sessions."""
     tcp_detect_timeout: float = 3.0
     tcp_connect_timeout: float = 5.0
     drain_timeout: float = 30.0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple, NoReturn
 
 from rpxy_l4.control import Attach, Message, Place
 from rpxy_l4.net.channel import DESCRIPTORS_AT_A_TIME, Channel
+from rpxy_l4.net.connection_inbox import InboxEntry
 from rpxy_l4.supervisor.signals import SIGNALS
 from rpxy_l4.supervisor.sockets import ListeningSockets
 from rpxy_l4.supervisor.status import ExitStatus
@@ -47,6 +48,10 @@ class Child:
     """The last generation it was sent; 0 before the first."""
     applied: int = 0
     """The last generation it has confirmed; 0 before the first."""
+    inbox: InboxEntry | None = None
+    """The way into the inbox of connections that it was given."""
+    colleagues: Mapping[int, InboxEntry] = field(default_factory=dict)
+    """The workers that it was told to hand connections to."""
     addresses_due: bool = False
     """It has not been told the newest addresses of names."""
     draining: bool = False

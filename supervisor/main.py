@@ -58,6 +58,7 @@ from rpxy_l4.snapshot import Bind, Snapshot
 from rpxy_l4.supervisor import keepsake, policy, systemd, upgrade
 from rpxy_l4.supervisor.children import Child, close_inherited, start
 from rpxy_l4.supervisor.desk import Asker, Desk
+from rpxy_l4.supervisor.inboxes import Inboxes
 from rpxy_l4.supervisor.keepsake import Keepsake
 from rpxy_l4.supervisor.policy import ADMIN, Abort, Action, Dismiss, Finish, Kill, Seat, Spawn, Suspect
 from rpxy_l4.supervisor.reload import (
@@ -193,6 +194,7 @@ class Supervisor:
         self._sockets = ListeningSockets(self._slots)
         self._admin_sockets = ListeningSockets(1)
         self._desk = Desk(self._serve)
+        self._inboxes = Inboxes()
 
         self._seats = {number: Seat(number) for number in (ADMIN, *range(self._wanted))}
         self._children: dict[int, Child] = {}
@@ -276,6 +278,7 @@ class Supervisor:
             self._dismiss_leavers,
             self._begin_upgrade,
             self._govern,
+            self._share_inboxes,
             self._send_status,
         ):
             self._attempt(step)
@@ -825,6 +828,21 @@ class Supervisor:
                 _LOG.info("%s leaves; it has %d sessions", _title(number), sum(worker_sessions(self._slab.row(number))))
                 self._drain(number, timeout, timeout + policy.DRAIN_GRACE)
 
+    def _share_inboxes(self) -> None:
+        """Let workers hand connections to each other, if that is wanted."""
+        if self._stopping or self._in_force is None:
+            return
+        owners = frozenset(self._owners.values())
+        # Of the other version, nobody knows what it makes of a connection.
+        receiving = [
+            number
+            for number in self._kept_seats()
+            if number in owners and (number not in self._children or not self._children[number].is_old)
+        ]
+        told = {number: self._children[number] for number in self._configurable()}
+        if not self._inboxes.update(self._seats, receiving, told, wanted=self._in_force.tcp_balance_workers):
+            self._after(RESEND_INTERVAL, self._share_inboxes)
+
     # Another version of the program
 
     def _want_upgrade(self) -> None:
@@ -923,6 +941,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             self._inbox.put_back()
+            self._inboxes.relieve(self._children)
             if self._reload_is_due:
                 signal.raise_signal(signal.SIGHUP)
             upgrade.execute(self._state(), systemd.successor(self._manager.told))
@@ -1074,6 +1093,7 @@ class Supervisor:
         self._sockets.close_all()
         self._admin_sockets.close_all()
         self._desk.leave_to_parent()
+        self._inboxes.close_all()
         if self._watch is not None:
             self._watch.close()
         for child in self._children.values():
@@ -1107,6 +1127,7 @@ class Supervisor:
                 if number in self._configurable():
                     # What it has was confirmed; the rest is sent again, and it has its full time for that.
                     child.sent, child.places = 0, child.confirmed
+                    child.inbox, child.colleagues = None, {}
                     self._seats[number].asked = time.monotonic()
                     self._after(RESEND_INTERVAL, self._resend)
             case Released(slot) | Inherited(slot):

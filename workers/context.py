@@ -36,6 +36,7 @@ from rpxy_l4.snapshot import Route, Side, Snapshot, Target
 from rpxy_l4.timers import TimerTable, WaitingLines
 from rpxy_l4.verdict import Transport
 from rpxy_l4.workers.access_log import AccessLog
+from rpxy_l4.workers.colleagues import Colleagues
 from rpxy_l4.workers.living import Living
 from rpxy_l4.workers.poller import Owner, Poller, give_up
 from rpxy_l4.workers.relay import Conduit
@@ -250,7 +251,9 @@ class Context:
         self.unconfirmed = Unconfirmed(self.row, self.living)
         self.undecided: dict[Yielding, None] = {}
         """TCP sessions without a route as yet, oldest first."""
-        self._rows = rows
+        self.colleagues: Colleagues | None = None
+        """To whom accepted connections may be handed; None while there is nobody, or it is not wanted."""
+        self.rows = rows
         self._number = number
         self._admissions: dict[Transport, Admission] = {}
         self._targets: dict[int, memoryview] = {}
@@ -261,7 +264,7 @@ class Context:
         rate = side.max_new_per_second
         if rate and (admission is None or admission.rate != rate):
             cell = Cell.TCP_ADMITTED if side.transport is Transport.TCP else Cell.UDP_ADMITTED
-            admission = Admission(self._rows, self._number, cell, rate, self.poller.now)
+            admission = Admission(self.rows, self._number, cell, rate, self.poller.now)
         if not rate or admission is None:
             return Half(side, self.listener_cells(side.series))
         self._admissions[side.transport] = admission

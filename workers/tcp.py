@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Final
 
@@ -82,16 +82,28 @@ _GONE: Final = frozenset({
 
 
 class TcpListener:
-    """One listening socket of a slot. Owns its copy of it."""
+    """One listening socket of a slot, or the worker's inbox of connections that others accepted. Owns its copy."""
 
-    def __init__(self, context: Context, bind: Bind, sock: socket.socket, sessions: set[TcpSession]) -> None:
-        """Begin to accept once :meth:`resume` is called; new sessions are added to ``sessions``."""
+    def __init__(
+        self,
+        context: Context,
+        bind: Bind | str,
+        sock: socket.socket,
+        sessions: set[TcpSession],
+        accept: Callable[[], tuple[int, tuple[str, int]]] | None = None,
+    ) -> None:
+        """Begin to accept once :meth:`resume` is called; new sessions are added to ``sessions``.
+
+        ``accept`` takes the next connection from an inbox, with a descriptor and an address; what it brings is not
+        handed on. ``bind`` is for the log then.
+        """
         self.bind = bind
         self.generation: Generation | None = None
         """The configuration for new sessions."""
         self._context = context
         self._socket = sock
-        self._accept = stream.acceptor(sock)
+        self._accept = stream.acceptor(sock) if accept is None else accept
+        self._may_hand_on = accept is None
         self._sessions = sessions
         self._paused = True
         self._timer: asyncio.TimerHandle | None = None
@@ -136,6 +148,7 @@ class TcpListener:
 
     def accept(self, most: int) -> None:
         """Accept what is queued, at most ``most`` connections."""
+        colleagues = self._context.colleagues if self._may_hand_on else None
         for _ in range(most):
             if not self._context.has_descriptors():
                 self._is_starved = True
@@ -153,6 +166,8 @@ class TcpListener:
                     continue
                 self._out_of_resources(error)
                 return
+            if colleagues is not None and colleagues.hand(client, address, self._context.poller.now):
+                continue
             os.set_blocking(client, False)
             self._begin(client, address)
 
@@ -200,7 +215,10 @@ class TcpListener:
         half = None if self.generation is None else self.generation.tcp
         if half is None or half.side.at_limit is not AtLimit.WAIT:
             return 0.0
-        if context.tcp_sessions.count(context.poller.now, half.side.max_sessions) >= half.side.max_sessions:
+        room = half.side.max_sessions
+        if self._may_hand_on and context.colleagues is not None:
+            room -= context.colleagues.under_way(context.poller.now)
+        if context.tcp_sessions.count(context.poller.now, room) >= room:
             self._is_full = True
             # Other workers say nothing when a session of theirs ends. The first to look takes its place, and that is
             # to be a worker with less than its share: else one with many sessions would take up all of them again.

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -31,6 +31,8 @@ from rpxy_l4.control import (
     Inherited,
     Message,
     NotApplied,
+    OtherInboxes,
+    OwnInbox,
     Place,
     Release,
     Released,
@@ -41,11 +43,14 @@ from rpxy_l4.logs import Logs
 from rpxy_l4.metrics.layout import MICROSECONDS, Cell
 from rpxy_l4.metrics.slab import Slab
 from rpxy_l4.net.channel import Channel, DescriptorsLostError
+from rpxy_l4.net.connection_inbox import ConnectionInbox, InboxEntry
 from rpxy_l4.snapshot import Bind, OnRouteRemoved, OnSupervisorLoss, Snapshot, covers
 from rpxy_l4.verdict import Transport
 from rpxy_l4.workers.access_log import AccessLog
+from rpxy_l4.workers.colleagues import Colleagues
 from rpxy_l4.workers.context import Context, Generation
 from rpxy_l4.workers.handover import Giver, Leaving, Taker, with_descriptors
+from rpxy_l4.workers.own_inbox import WorkersInbox
 from rpxy_l4.workers.removed import Removed
 from rpxy_l4.workers.tcp import TcpListener, TcpSession
 from rpxy_l4.workers.udp import UdpFlow, UdpListener
@@ -94,6 +99,9 @@ class Worker:
         """Sockets for the configuration, or the slot, that comes next."""
         self._tcp: dict[Place, TcpListener] = {}
         self._udp: dict[Place, UdpListener] = {}
+        self._own_inbox: WorkersInbox | None = None
+        """Where other workers put connections for this one."""
+        self._others = Colleagues(self._context.rows, number)
         self._retired: list[Retired] = []
         self._removed = Removed(self._context.row)
         self._departing: set[int] = set()
@@ -151,6 +159,12 @@ class Worker:
                     self._release(slot, Channel.of(descriptors[0]))
                 case Inherit(slot):
                     self._inherit(slot, Channel.of(descriptors[0]))
+                case OwnInbox():
+                    self._take_inbox(*descriptors)
+                case OtherInboxes(numbers, new):
+                    entries = map(InboxEntry.of, descriptors)
+                    self._know_others(numbers, dict(zip(new, entries, strict=True)))
+                    self._set_colleagues()
                 case Addresses():
                     self._context.addresses = message.addresses
                 case Drain():
@@ -198,6 +212,27 @@ class Worker:
         else:
             self._attached[place] = sock
 
+    def _take_inbox(self, inbox: int, entry: int) -> None:
+        if self._own_inbox is not None:  # sent again, as an answer was lost
+            os.close(inbox)
+            os.close(entry)
+            return
+        self._others.own_inbox = own = InboxEntry.of(entry)
+        self._own_inbox = WorkersInbox(self._context, ConnectionInbox.of(inbox), own, self._sessions)
+        if self._generation is not None:
+            self._own_inbox.set_generation(self._generation)
+
+    def _know_others(self, numbers: frozenset[int], new: Mapping[int, InboxEntry]) -> None:
+        before = len(self._others)
+        self._others.change(numbers, new)
+        self._context.demand += len(self._others) - before
+
+    def _set_colleagues(self) -> None:
+        """Hand connections over, or no more."""
+        snapshot = None if self._generation is None else self._generation.snapshot
+        wanted = snapshot is not None and snapshot.tcp_balance_workers and self._drain_until is None
+        self._context.colleagues = self._others if wanted and len(self._others) else None
+
     def _apply(self, message: Apply) -> None:
         context, snapshot = self._context, message.snapshot
         context.addresses = message.addresses
@@ -217,6 +252,9 @@ class Worker:
         for listener in self._tcp.values():
             listener.generation = generation
             listener.resume()
+        if self._own_inbox is not None:
+            self._own_inbox.set_generation(generation)
+        self._set_colleagues()
         for place, udp in self._udp.items():
             udp.generation = generation
             if place.slot not in self._arriving:
@@ -365,6 +403,8 @@ class Worker:
 
     @property
     def _worth_waiting_for(self) -> bool:
+        if self._own_inbox is not None and self._own_inbox.waiting():
+            return True
         return bool(self._sessions or self._departing or self._arriving) or not all(
             flow.is_quiet for flow in self._flows()
         )
@@ -376,6 +416,8 @@ class Worker:
             return
         self._drain_until = until
         self._context.row[Cell.DRAINING] = 1
+        self._set_colleagues()
+        self._know_others(frozenset(), {})
         self._context.poller.begin_batch()
         for listener in self._tcp.values():
             listener.close()
@@ -391,6 +433,10 @@ class Worker:
         assert self._drain_until is not None  # noqa: S101  set before the first call
         self._context.poller.begin_batch()
         is_late = time.monotonic() >= self._drain_until
+        if self._own_inbox is not None and (is_late or not self._worth_waiting_for):
+            # Others may have put something there until now; whoever comes too late serves it himself.
+            self._own_inbox.end()
+            self._own_inbox = None
         if self._worth_waiting_for and not is_late:
             self._context.poller.end_batch()
             self._loop.call_later(_DRAIN_TICK, self._check_drained)

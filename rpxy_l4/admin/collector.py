@@ -147,6 +147,9 @@ class ProxyCollector(Collector):
         sessions = _gauge(
             "worker_sessions", "Open sessions of a worker, undecided ones included.", ["worker", "protocol"]
         )
+        handed = _counter(
+            "connections_handed_total", "TCP connections that a worker accepted and handed to another.", ["worker"]
+        )
         lag = _gauge(
             "worker_loop_lag_seconds", "Longest delay of a worker's event loop since the worker started.", ["worker"]
         )
@@ -157,6 +160,7 @@ class ProxyCollector(Collector):
             if reading.cpu_user is not None and reading.cpu_system is not None:
                 cpu.add_metric([str(index + 1), "user"], reading.cpu_user)
                 cpu.add_metric([str(index + 1), "system"], reading.cpu_system)
+            handed.add_metric([str(index + 1)], self._rows[index][Cell.TCP_HANDED])
         for worker in workers:
             number, reading, row = str(worker.number + 1), readings[worker.number], self._rows[worker.number]
             for family, value in (
@@ -169,7 +173,7 @@ class ProxyCollector(Collector):
             for protocol, count in zip(("tcp", "udp"), worker_sessions(row), strict=True):
                 sessions.add_metric([number, protocol], count)
             lag.add_metric([number], row[Cell.LOOP_LAG] / MICROSECONDS)
-        yield from (cpu, resident, open_fds, max_fds, sessions, lag)
+        yield from (cpu, resident, open_fds, max_fds, sessions, handed, lag)
 
 
 def _dns(lookups: Lookups, expiries: Mapping[str, float]) -> Iterator[Metric]:

@@ -48,6 +48,7 @@ def compile_snapshot(
         tcp=sides[Transport.TCP],
         udp=sides[Transport.UDP],
         tcp_backlog=config.tcp_backlog,
+        tcp_balance_workers=config.tcp_balance_workers,
         tcp_detect_timeout=config.tcp_detect_timeout,
         tcp_connect_timeout=config.tcp_connect_timeout,
         drain_timeout=config.drain_timeout,

@@ -247,6 +247,9 @@ class Config(_Table):
     tcp_at_limit: Annotated[AtLimit, member("way to meet a limit", AtLimit)] = AtLimit.RESET
     """What becomes of TCP connections beyond one of these limits: "reset" resets them at once, "wait" leaves them in
     the queue of tcp_backlog until there is room."""
+    tcp_balance_workers: Flag = False
+    """A worker hands a TCP connection that it accepted to another one that has clearly fewer sessions. That evens out
+    long sessions, and costs a little for each connection."""
     udp_max_connections: Sessions = 2048
     """UDP flows remembered at a time. On top, a new flow takes the place of the oldest one whose client has not sent
     again; where all have, its datagrams are dropped."""

@@ -48,6 +48,8 @@ class Cell(enum.IntEnum):
     """TCP connections let in while ``tcp_max_new_per_second`` limited them."""
     UDP_ADMITTED = 12
     """UDP flows let in while ``udp_max_new_per_second`` limited them."""
+    TCP_HANDED = 13
+    """TCP connections accepted and handed to another worker, which counts them as opened."""
 
 
 WORKER_CELLS: Final = 16

@@ -123,6 +123,7 @@ def carry_sessions(row: memoryview) -> None:
     row[Cell.TCP_OPENED] += 4
     row[Cell.TCP_CLOSED] += 2
     row[Cell.LOOP_LAG] = 250_000
+    row[Cell.TCP_HANDED] = 3
     row[Cell.ACCESS_LINES_DROPPED] += 1
 
 
@@ -167,6 +168,7 @@ UDP = {"listener": ":8448", "protocol": "udp", "route": "default", "target": "[:
         ("log_lines_dropped_total", {"stream": "access"}, 2),
         ("log_lines_dropped_total", {"stream": "error"}, 0),
         ("worker_sessions", {"worker": "2", "protocol": "tcp"}, 2),
+        ("connections_handed_total", {"worker": "1"}, 3),
         ("worker_loop_lag_seconds", {"worker": "1"}, 0.25),
     ],
 )

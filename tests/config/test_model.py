@@ -31,6 +31,7 @@ def test_every_key_but_the_port_has_a_default() -> None:
         "tcp_max_connections": 1024,
         "tcp_max_new_per_second": 0,
         "tcp_at_limit": AtLimit.RESET,
+        "tcp_balance_workers": False,
         "udp_max_connections": 2048,
         "udp_max_new_per_second": 0,
         "tcp_target": (),

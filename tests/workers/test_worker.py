@@ -22,6 +22,8 @@ from rpxy_l4.control import (
     Inherited,
     Message,
     NotApplied,
+    OtherInboxes,
+    OwnInbox,
     Place,
     Release,
     Released,
@@ -31,6 +33,7 @@ from rpxy_l4.logs import Logs
 from rpxy_l4.metrics.layout import Cell
 from rpxy_l4.metrics.slab import Slab
 from rpxy_l4.net.channel import Channel
+from rpxy_l4.net.connection_inbox import pair
 from rpxy_l4.net.listen import open_group
 from rpxy_l4.snapshot import Bind, Snapshot, Target
 from rpxy_l4.verdict import Transport
@@ -65,6 +68,8 @@ class Driven:
 
     def close(self) -> None:
         self.worker._close_udp()
+        if self.worker._own_inbox is not None:
+            self.worker._own_inbox.end()
         self.loop.close()
         self.channel.close()
         self._theirs.close()
@@ -197,3 +202,51 @@ def test_listening_sockets_that_found_no_room_are_asked_for_again(driven: Driven
     with without_descriptors():
         driven.worker._on_channel()
     assert driven.answer() == NotApplied()
+
+
+def test_a_connection_from_another_worker_is_not_taken_before_there_is_a_configuration(driven: Driven) -> None:
+    inbox, entry = pair()
+    assert driven.channel.send(OwnInbox(), (inbox.socket.fileno(), entry.socket.fileno()))
+    with socket.socket() as connection:
+        assert entry.send(connection.fileno(), ("127.0.0.1", 1))
+    for _ in range(5):
+        driven.turn()
+    assert entry.waiting() == 1
+
+    driven.apply()
+    assert driven.answer() == Applied(1)
+
+    def is_taken() -> bool:
+        driven.turn()
+        return not entry.waiting()
+
+    eventually(is_taken, "it is taken")
+    inbox.close()
+    entry.close()
+
+
+def test_a_way_to_other_workers_that_found_no_room_is_asked_for_again(driven: Driven) -> None:
+    inbox, entry = pair()
+    assert driven.channel.send(OtherInboxes(frozenset({1}), (1,)), (entry.socket.fileno(),))
+    with without_descriptors():
+        driven.worker._on_channel()
+    assert driven.answer() == NotApplied()
+    inbox.close()
+    entry.close()
+
+
+def test_a_worker_that_stops_empties_its_inbox_and_lets_nothing_more_come(driven: Driven) -> None:
+    driven.apply()
+    assert driven.answer() == Applied(1)
+    inbox, entry = pair()
+    assert driven.channel.send(OwnInbox(), (inbox.socket.fileno(), entry.socket.fileno()))
+    driven.turn()
+    with socket.socket() as connection:
+        assert driven.channel.send(Drain(10.0))
+        assert entry.send(connection.fileno(), ("127.0.0.1", 1))
+        driven.loop.run_forever()
+
+        assert entry.waiting() == 0
+        assert not entry.send(connection.fileno(), ("127.0.0.1", 1))
+    inbox.close()
+    entry.close()
