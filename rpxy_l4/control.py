@@ -1,8 +1,8 @@
 """What the supervisor and its children say to each other. Pure: how it travels is ``net.channel``.
 
 Both ends are this program, over a socket pair that nobody else can open; that is why pickle is safe here. After an
-upgrade, workers of the version before are told to release slots and to drain, and give their flows to new ones: the
-number ``supervisor.upgrade.FORMAT`` stands for what both versions have to understand.
+upgrade, workers of the version before are told addresses, to release slots and to drain, and give their flows to new
+ones: the number ``supervisor.upgrade.FORMAT`` stands for what both versions have to understand.
 
 A worker starts empty and is given its first configuration by ``Apply``, exactly as at a reload.
 """
@@ -80,6 +80,8 @@ class Apply:
     addresses: Resolved
     slots: frozenset[int]
     """The slots that are the worker's: it accepts from the sockets attached for these."""
+    order: int = 0
+    """To be repeated in the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,8 @@ class Applied:
     """Worker to supervisor: generation in force for new sessions; removed sockets are closed."""
 
     generation: int
+    order: int = 0
+    """That of the ``Apply`` this answers."""
 
 
 @dataclass(frozen=True, slots=True)

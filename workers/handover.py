@@ -22,13 +22,18 @@ from rpxy_l4.workers.udp import UdpListener
 
 EVENTS: Final = logging.getLogger(__name__)
 
+NO_SERIES: Final = -1
+"""In place of a listener's series, where no flows come that are counted there."""
+
 
 class Leaving(NamedTuple):
     """A listener to hand over."""
 
     listener: UdpListener
     until: float | None
-    """When it is to be closed, because its address has left the configuration."""
+    """When it is to be closed, because its address has left the configuration. Nobody else has its socket then, and it
+    is handed over even without flows: with each socket that is closed, the kernel spreads what comes for others anew.
+    """
 
 
 class Giver:
@@ -47,6 +52,7 @@ class Giver:
         self._context = context
         self._channel = channel
         self._leaving = deque(leaving)
+        self._announced: set[UdpListener] = set()
         self._on_end = on_end
         for listener, _ in self._leaving:
             listener.pause()
@@ -65,11 +71,19 @@ class Giver:
 
     def _go_on(self) -> None:
         """Send the next flows; the taker asks for those behind them."""
+        try:
+            self._send_more()
+        except Exception:  # noqa: BLE001  whatever it is, the slot is not to stay without anybody who serves it
+            EVENTS.critical("a fault in handing a slot over; its flows begin anew", exc_info=True)
+            self._give_up()
+            self._end()
+
+    def _send_more(self) -> None:
         self._context.poller.begin_batch()
         while self._leaving:
             listener, until = self._leaving[0]
             flows = list(islice(listener.flows.values(), DESCRIPTORS_AT_A_TIME))
-            if not flows:
+            if not flows and (until is None or listener in self._announced):
                 listener.close()
                 self._leaving.popleft()
                 continue
@@ -77,15 +91,20 @@ class Giver:
             descriptors = [] if until is None else [listener.socket.fileno()]
             descriptors += [descriptor for _, descriptor in packed if descriptor is not None]
             records = tuple(record for record, _ in packed)
-            if not self._channel.send(Flows(listener.bind, flows[0].series, until, records), descriptors):
+            series = flows[0].series if flows else NO_SERIES
+            if not self._channel.send(Flows(listener.bind, series, until, records), descriptors):
                 EVENTS.error("flows could not be handed over; they begin anew")
                 self._give_up()
                 continue
+            self._announced.add(listener)
             for flow in flows:
                 flow.forget()
             self._context.poller.end_batch()
             return
         self._context.poller.end_batch()
+        self._end()
+
+    def _end(self) -> None:
         self._loop.remove_reader(self._channel.fileno())
         self._channel.close()
         self._on_end()
@@ -127,7 +146,10 @@ class Taker:
                 if received is None:
                     self._end()
                     return
-                self._take(*received)
+                try:
+                    self._take(*received)
+                except Exception:  # noqa: BLE001  whatever it is, the slot is not to stay without anybody who serves it
+                    EVENTS.critical("a fault in taking flows of another worker; they begin anew", exc_info=True)
             if not self._channel.send(Taken()):  # the other one would wait for ever
                 self._end()
                 return

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Final, NamedTuple
@@ -113,6 +114,8 @@ class Worker:
         self._dropped_before = (0, 0)
         self._reported = 0
         """Dropped access lines that the event log knows of."""
+        self._unsaid: deque[Message] = deque()
+        """What the supervisor is to be told as soon as it can be."""
         self._drain_until: float | None = None
         self._tick_due = time.monotonic()
 
@@ -175,8 +178,18 @@ class Worker:
                 case _:
                     EVENTS.error("a worker has no use for %s", type(message).__name__)
 
+    def _say(self, message: Message) -> None:
+        """Tell the supervisor, now or, where its queue is full, with the next sign of life; in order in any case."""
+        self._unsaid.append(message)
+        self._say_rest()
+
+    def _say_rest(self) -> None:
+        while self._unsaid and self._channel.send(self._unsaid[0]):
+            self._unsaid.popleft()
+
     def _go_on_alone(self) -> None:
         """Do what the configuration says about the loss of the supervisor."""
+        self._unsaid.clear()
         # From now on, nobody else says what signals mean.
         self._loop.add_signal_handler(signal.SIGTERM, self._end_alone)
         snapshot = None if self._generation is None else self._generation.snapshot
@@ -204,7 +217,7 @@ class Worker:
             case Inherit(slot):
                 self._inherit(slot, None)
             case _:
-                self._channel.send(NotApplied())
+                self._say(NotApplied())
 
     def _attach(self, place: Place, sock: socket.socket) -> None:
         if place in self._attached or place in self._tcp or place in self._udp:  # sent again, as an answer was lost
@@ -265,7 +278,7 @@ class Worker:
         context.poller.end_batch()
         context.row[Cell.GENERATION] = snapshot.generation
         self._title()
-        self._channel.send(Applied(snapshot.generation))
+        self._say(Applied(snapshot.generation, message.order))
 
     def _set_generation(self, retired: UdpListener) -> None:
         """Tell a retired listener what is in force."""
@@ -342,7 +355,7 @@ class Worker:
 
     def _on_released(self, slot: int) -> None:
         self._departing.discard(slot)
-        self._channel.send(Released(slot))
+        self._say(Released(slot))
 
     def _inherit(self, slot: int, channel: Channel | None) -> None:
         """Take what comes of a slot's flows, and then serve it; without a channel, none comes."""
@@ -361,10 +374,9 @@ class Worker:
         listener = self._udp.get(Place(slot, message.bind))
         if message.until is not None:
             sock = socket.socket(fileno=descriptors.pop(0))
-            old = [old.listener for old in self._retired if (old.slot, old.listener.bind) == (slot, message.bind)]
-            if old:
+            listener = self._retired_listener(sock)
+            if listener is not None:  # more of its flows
                 sock.close()
-                listener = old[0]
             else:
                 listener = self._make_udp(slot, message.bind, sock)
                 self._retired.append(Retired(slot, listener, message.until))
@@ -378,6 +390,12 @@ class Worker:
                 os.close(descriptor)
         self._context.poller.end_batch()
 
+    def _retired_listener(self, sock: socket.socket) -> UdpListener | None:
+        """Return the listener that has this socket already. Of an address and a slot there may be several."""
+        inode = os.fstat(sock.fileno()).st_ino
+        listeners = (old.listener for old in self._retired)
+        return next((each for each in listeners if os.fstat(each.socket.fileno()).st_ino == inode), None)
+
     def _on_inherited(self, slot: int) -> None:
         self._arriving.discard(slot)
         for listener in [
@@ -385,7 +403,7 @@ class Worker:
             *(old.listener for old in self._retired if old.slot == slot),
         ]:
             listener.resume()
-        self._channel.send(Inherited(slot))
+        self._say(Inherited(slot))
 
     # The end
 
@@ -425,7 +443,7 @@ class Worker:
         for udp in self._udp_listeners():
             udp.accepts = False
         self._context.poller.end_batch()
-        self._channel.send(Draining())
+        self._say(Draining())
         self._title()
         self._check_drained()
 
@@ -463,6 +481,7 @@ class Worker:
         row[Cell.LOOP_LAG] = max(row[Cell.LOOP_LAG], int((now - self._tick_due) * MICROSECONDS), 0)
         self._tick_due = now + _TICK
         self._publish()
+        self._say_rest()
         if self._retired:
             self._context.poller.begin_batch()
             self._close_retired()

@@ -95,6 +95,22 @@ def test_no_flow_of_an_address_that_left_is_lost_before_its_time(tmp_path: Path,
         # Longer than a worker takes to look what it may close.
         pass_time(1.2)
         assert [ask(client, b"three") for client in flows] == ports
+        proxy.signal(signal.SIGQUIT)  # flows would be waited for
+
+
+def test_sockets_of_an_address_that_left_move_with_their_slots_even_without_flows(
+    tmp_path: Path, echo: UdpEcho
+) -> None:
+    both = config(echo, workers="2", slots="16", listen_address_v4='["127.0.0.1", "127.0.0.2"]', drain_timeout='"20s"')
+    one = config(echo, workers="2", slots="16", listen_address_v4='["127.0.0.2"]', drain_timeout='"20s"')
+    with Proxy(tmp_path, both) as proxy, clients(proxy, 8) as flows:
+        ports = [ask(client, b"one") for client in flows]
+        proxy.reload(one, 2)
+        for moves, order in enumerate((signal.SIGTTIN, signal.SIGTTOU, signal.SIGTTOU), 1):
+            proxy.signal(order)
+            proxy.wait_for("slots have moved", count=moves)
+            assert [ask(client, b"two") for client in flows] == ports
+        proxy.signal(signal.SIGQUIT)  # flows would be waited for
 
 
 def test_no_datagram_is_lost_while_slots_move_under_traffic(tmp_path: Path, echo: UdpEcho) -> None:

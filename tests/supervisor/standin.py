@@ -70,7 +70,7 @@ def run_worker(number: int, workers: int, channel: Channel, slab: Slab, memories
             case Attach(places):
                 fresh += [f"{place.slot}:{place.bind.host}" for place in places]
                 own.update(descriptors)
-            case Apply(snapshot, addresses, slots):
+            case Apply(snapshot, addresses, slots, order):
                 backlog = snapshot.tcp_backlog
                 if backlog == DIES:
                     return 3
@@ -82,7 +82,7 @@ def run_worker(number: int, workers: int, channel: Channel, slab: Slab, memories
                 say(f"worker {number} applies {snapshot.generation}: slots {shown or '-'}, new {new}, extra {extra}")
                 fresh.clear()
                 say(f"worker {number} knows {dict(addresses)}")
-                channel.send(Applied(snapshot.generation))
+                channel.send(Applied(snapshot.generation, order))
                 if backlog == LOSES and not has_lost:
                     has_lost = True
                     channel.send(NotApplied())

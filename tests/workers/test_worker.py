@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from rpxy_l4.control import (
     Attach,
     Drain,
     Draining,
+    Flows,
     Inherit,
     Inherited,
     Message,
@@ -27,6 +29,7 @@ from rpxy_l4.control import (
     Place,
     Release,
     Released,
+    Taken,
 )
 from rpxy_l4.flow_memory import FlowMemories
 from rpxy_l4.logs import Logs
@@ -37,6 +40,7 @@ from rpxy_l4.net.connection_inbox import pair
 from rpxy_l4.net.listen import open_group
 from rpxy_l4.snapshot import Bind, Snapshot, Target
 from rpxy_l4.verdict import Transport
+from rpxy_l4.workers.udp import UdpFlow
 from rpxy_l4.workers.worker import Worker
 from tests.support.in_process import side
 from tests.support.ports import free_port
@@ -161,6 +165,77 @@ def test_a_worker_that_stops_waits_for_the_flows_that_come_to_it(driven: Driven)
     giver.close()
     driven.loop.run_forever()
     assert not driven.worker._udp
+
+
+def give(driven: Driven, giver: Channel, *sockets: socket.socket) -> None:
+    """Hand over what has left the configuration: the address with this socket, and no flow."""
+    until = time.monotonic() + 60
+    assert giver.send(Flows(driven.place.bind, 0, until, ()), [each.fileno() for each in sockets])
+
+    def is_taken() -> bool:
+        driven.turn()
+        with contextlib.suppress(BlockingIOError):
+            received = giver.receive()
+            assert received == (Taken(), [])
+            return True
+        return False
+
+    eventually(is_taken, "an answer")
+
+
+def test_several_sockets_of_an_address_that_left_more_than_once_stay_apart(driven: Driven) -> None:
+    giver = begin_to_inherit(driven)
+    sockets = open_group(Bind(Transport.UDP, "127.0.0.1", free_port()), 2, 16, exclusive=True)
+    for each in (sockets[0], sockets[1], sockets[0]):
+        give(driven, giver, each)
+
+    inodes = [os.fstat(old.listener.socket.fileno()).st_ino for old in driven.worker._retired]
+    assert inodes == [os.fstat(each.fileno()).st_ino for each in sockets]
+    giver.close()
+    assert driven.answer() == Inherited(SLOT)
+    for each in sockets:
+        each.close()
+
+
+def test_a_fault_in_what_comes_for_a_slot_does_not_keep_it_from_being_served(driven: Driven) -> None:
+    giver = begin_to_inherit(driven)
+    give(driven, giver)  # without the socket that it speaks of
+    giver.close()
+
+    assert driven.answer() == Inherited(SLOT)
+    driven.client.send(b"x")
+    eventually(driven.flows, "a flow")
+
+
+def test_a_fault_in_handing_a_slot_over_does_not_keep_it(driven: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: UdpFlow) -> None:
+        raise RuntimeError
+
+    driven.attach()
+    driven.apply(SLOT)
+    assert driven.answer() == Applied(1)
+    driven.client.send(b"x")
+    eventually(driven.flows, "a flow")
+    monkeypatch.setattr(UdpFlow, "pack", fail)
+    ours, theirs = Channel.pair()
+    assert driven.channel.send(Release(SLOT), (theirs.fileno(),))
+    theirs.close()
+
+    assert driven.answer() == Released(SLOT)
+    assert ours.receive() is None
+    ours.close()
+
+
+def test_an_answer_that_found_no_room_comes_later(driven: Driven) -> None:
+    sent = 0
+    while driven.worker._channel.send(NotApplied()):
+        sent += 1
+    driven.apply()
+    driven.turn()
+    for _ in range(sent):
+        assert driven.channel.receive() == (NotApplied(), [])
+
+    assert driven.answer() == Applied(1)
 
 
 def test_a_slot_is_given_up_though_there_is_no_descriptor_for_the_way_to_another_worker(driven: Driven) -> None:
