@@ -46,6 +46,8 @@ class Child:
     """Those that it has confirmed to have."""
     sent: int = 0
     """The last generation it was sent; 0 before the first."""
+    order: int = 0
+    """The number of the last ``Apply``. An answer to one before does not tell what has come since."""
     applied: int = 0
     """The last generation it has confirmed; 0 before the first."""
     inbox: InboxEntry | None = None

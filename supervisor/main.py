@@ -72,8 +72,9 @@ from rpxy_l4.supervisor.reload import (
 )
 from rpxy_l4.supervisor.report import Report, WorkerReport, as_data, as_text
 from rpxy_l4.supervisor.signals import SIGNALS, Order, SignalInbox, name_of
-from rpxy_l4.supervisor.slots import Move, deal, plan_moves
+from rpxy_l4.supervisor.slots import MOST_AT_A_TIME, Move, Moves, deal, plan_moves
 from rpxy_l4.supervisor.sockets import ListeningSockets
+from rpxy_l4.supervisor.staffing import Post, plan_staff
 from rpxy_l4.supervisor.status import ExitStatus
 from rpxy_l4.supervisor.systemd import Manager
 from rpxy_l4.supervisor.timers import Timers
@@ -176,8 +177,9 @@ class Supervisor:
         """How many workers there are to be."""
         self._owners = deal(self._slots, range(self._wanted)) if before is None else dict(before.owners)
         """The worker of each slot."""
-        self._moves: dict[int, set[int]] = {}
-        """Slots that move, with the workers that have something to do for that."""
+        self._moves = Moves()
+        self._has_moved = False
+        """Whether slots have moved and nobody was told."""
         # Workers that leave may take their time, and those who follow them have numbers, and rows, of their own.
         self._rows = 2 * self._slots
         # Two more: the supervisor's own, and the one where the admin process beats.
@@ -210,6 +212,8 @@ class Supervisor:
         """The configuration that it judges."""
         self._upgrade_is_due = False
         self._is_upgraded = before is not None
+        self._is_cramped = False
+        """Whether it was said that an upgrade waits for a free row."""
         if before is None:
             self._adopt(snapshot)
         else:
@@ -272,7 +276,6 @@ class Supervisor:
         for step in (
             self._roll_out,
             self._close_after_drain,
-            self._replace_old,
             self._staff,
             self._move_slots,
             self._dismiss_leavers,
@@ -299,6 +302,7 @@ class Supervisor:
             for number, seat in self._seats.items():
                 row = self._slab.row(self._rows + 1 if number == ADMIN else number)
                 seat.beat = row[Cell.HEARTBEAT] / _NANOSECONDS
+                seat.slots_due_by = self._moves.due_by(number)
             seats = tuple(self._seats.values())
             decision = policy.decide(seats, stopping=self._stopping, now=time.monotonic(), grace=self._grace)
             for action in decision.actions:
@@ -419,7 +423,8 @@ class Supervisor:
         if seat.asked is None:
             seat.asked = time.monotonic()
         attached = child.attach(places, self._sockets)
-        if not attached or not child.send(Apply(snapshot, self._addresses, slots)):
+        child.order += 1
+        if not attached or not child.send(Apply(snapshot, self._addresses, slots, child.order)):
             self._after(RESEND_INTERVAL, self._resend)
             return
         child.sent, child.places, child.addresses_due = snapshot.generation, frozenset(places), False
@@ -430,11 +435,10 @@ class Supervisor:
             return
         for number in self._configurable():
             child = self._children[number]
-            if not child.connected:
-                continue
-            if child.sent != self._in_force.generation:
+            if child.connected and child.sent != self._in_force.generation:
                 self._send_configuration(number)
-            elif child.addresses_due:
+        for child in map(self._children.__getitem__, self._workers()):
+            if child.connected and child.addresses_due:
                 self._send_addresses(child)
 
     def _send_addresses(self, child: Child) -> None:
@@ -485,6 +489,8 @@ class Supervisor:
     def _want_reload(self) -> None:
         """Reload as soon as the configuration before is in force everywhere. Wishes until then are one wish."""
         self._reload_is_due = True
+        if self._has_old:
+            _LOG.info("the reload waits for the upgrade")
 
     def _reload(self, current: Snapshot) -> None:
         self._notifier.reloading(time.monotonic_ns() // 1000)
@@ -748,19 +754,32 @@ class Supervisor:
         return sorted(seat.number for seat in self._seats.values() if seat.number != ADMIN and not seat.leaving)
 
     def _staff(self) -> None:
-        """Add workers, or have some leave, until there are as many as wanted."""
+        """Add workers, or have some leave, until there are as many as wanted, all of this version."""
         if self._stopping:
             return
-        staying = self._kept_seats()
-        for number in staying[self._wanted :]:
-            self._seats[number].leaving = True
+        posts = [self._post(seat) for seat in self._seats.values() if seat.number != ADMIN]
+        plan = plan_staff(
+            posts,
+            set(self._owners.values()),
+            self._wanted,
+            self._rows,
+            is_settled=self._in_force is not None and not self._moves,
+        )
+        for number in (*plan.leave, *plan.stay):
+            self._seats[number].leaving = number in plan.leave
             self._status_is_due = True
-        for number in [number for number, seat in self._seats.items() if seat.leaving and not seat.occupied]:
-            if number not in self._owners.values():
-                del self._seats[number]
-        free = [number for number in range(self._rows) if number not in self._seats]
-        for number in free[: max(0, self._wanted - len(staying))]:
+        for number in plan.close:
+            del self._seats[number]
+        for number in plan.open:
             self._seats[number] = Seat(number)
+        if plan.waits and not self._is_cramped:
+            _LOG.warning("the upgrade waits until workers that leave have finished their sessions")
+        self._is_cramped = plan.waits
+
+    def _post(self, seat: Seat) -> Post:
+        child = self._children.get(seat.number)
+        is_old = child is not None and child.is_old
+        return Post(seat.number, has_process=child is not None, is_leaving=seat.leaving, is_old=is_old)
 
     def _move_slots(self) -> None:
         """Begin to move slots from workers that leave, and to those that have less than others."""
@@ -774,16 +793,29 @@ class Supervisor:
         absent = [number for number in staying if number not in self._children]
         if absent and all(owner in self._children for owner in self._owners.values()):
             return
-        for move in plan_moves(self._owners, staying, able):
+        plan = plan_moves(self._owners, staying, able)
+        if not plan and self._has_moved:
+            self._has_moved = False
+            shares = Counter(self._owners.values())
+            shown = ", ".join(f"{_title(owner)} has {count}" for owner, count in sorted(shares.items()))
+            _LOG.info("slots have moved: %s", shown)
+        # Of a giver that is gone, the flows are, too, and the slots wait.
+        orphaned = [move for move in plan if not self._is_reachable(move.giver)]
+        for move in orphaned:
+            self._owners[move.slot] = move.taker
+            self._has_moved = True
+        for taker in sorted({move.taker for move in orphaned}):
+            self._send_configuration(taker)
+        for move in [move for move in plan if self._is_reachable(move.giver)][:MOST_AT_A_TIME]:
             self._begin_move(move, self._in_force)
 
+    def _is_reachable(self, number: int) -> bool:
+        child = self._children.get(number)
+        return child is not None and child.connected
+
     def _begin_move(self, move: Move, snapshot: Snapshot) -> None:
-        giver, taker = self._children.get(move.giver), self._children[move.taker]
+        giver, taker = self._children[move.giver], self._children[move.taker]
         places = frozenset(Place(move.slot, bind) for bind in snapshot.binds)
-        if giver is None or not giver.connected:  # its flows are gone, and the slot waits
-            self._owners[move.slot] = move.taker
-            self._send_configuration(move.taker)
-            return
         end, other_end = Channel.pair()
         try:
             if not giver.send(Release(move.slot), (end.fileno(),)):
@@ -792,7 +824,8 @@ class Supervisor:
             self._owners[move.slot] = move.taker
             giver.places = frozenset(place for place in giver.places if place.slot != move.slot)
             giver.confirmed &= giver.places
-            self._moves[move.slot] = {move.giver, move.taker}
+            self._moves.begin(move, time.monotonic())
+            self._has_moved = True
             if not taker.attach(sorted(places), self._sockets) or not taker.send(
                 Inherit(move.slot), (other_end.fileno(),)
             ):
@@ -806,21 +839,19 @@ class Supervisor:
 
     def _has_done(self, slot: int, number: int) -> None:
         """Note that a worker has done its part for a slot that moves, or never will."""
-        busy = self._moves.get(slot, set())
-        busy.discard(number)
-        if not busy and self._moves.pop(slot, None) is not None and not self._moves:
-            # Nothing is on its way just now.
-            rows = [self._slab.row(row) for row in range(self._rows)]
-            balance(rows, self._slab.row(self._rows), self._directory.targets.values())
-            shares = Counter(self._owners.values())
-            shown = ", ".join(f"{_title(owner)} has {count}" for owner, count in sorted(shares.items()))
-            _LOG.info("slots have moved: %s", shown)
+        if self._moves.done(slot, number):
+            self._settle_moves()
+
+    def _settle_moves(self) -> None:
+        """Bring the counters of flows given and taken together: nothing is on its way just now."""
+        rows = [self._slab.row(row) for row in range(self._rows)]
+        balance(rows, self._slab.row(self._rows), self._directory.targets.values())
 
     def _dismiss_leavers(self) -> None:
         """Let workers that leave finish their sessions, as soon as they have handed their slots over."""
         if self._stopping or self._in_force is None:
             return
-        busy = {number for workers in self._moves.values() for number in workers} | set(self._owners.values())
+        busy = self._moves.busy | set(self._owners.values())
         for number in self._workers():
             seat = self._seats[number]
             if seat.leaving and seat.kill_at is None and number not in busy:
@@ -971,16 +1002,6 @@ class Supervisor:
                 left.pid, left.descriptor, left.channel, draining=left.draining
             )
 
-    def _replace_old(self) -> None:
-        """Have the next worker of the version before leave, as soon as the one before it has handed everything over."""
-        if self._stopping or self._moves or not self._has_old:
-            return
-        leaving = {number for number, seat in self._seats.items() if seat.leaving}
-        old = [number for number in self._workers() if self._children[number].is_old and number not in leaving]
-        if old and leaving.isdisjoint(self._owners.values()):
-            self._seats[min(old)].leaving = True
-            self._status_is_due = True
-
     # Children
 
     def _workers(self) -> list[int]:
@@ -1117,9 +1138,9 @@ class Supervisor:
 
     def _hear(self, number: int, child: Child, message: Message) -> None:
         match message:
-            case Applied(generation):
+            case Applied(generation, order):
                 child.applied = generation
-                if generation == child.sent:
+                if order == child.order and child.sent:
                     child.confirmed = child.places
                     self._seats[number].asked = None
                 self._status_is_due = True
@@ -1148,7 +1169,7 @@ class Supervisor:
         if addresses != self._addresses:
             self._addresses = addresses
             for child in map(self._children.__getitem__, self._workers()):
-                if child.sent:
+                if child.sent or child.is_old:
                     self._send_addresses(child)
         if self._incoming is not None and new_names(self._incoming, self._in_force) <= addresses.keys():
             self._enforce()
@@ -1179,8 +1200,8 @@ class Supervisor:
             lost = settle(self._slab.row(number), self._directory.targets.values())
             user, system = self._cpu_of_the_dead.get(number, (0.0, 0.0))
             self._cpu_of_the_dead[number] = user + cpu[0], system + cpu[1]
-        for moving in list(self._moves):
-            self._has_done(moving, number)
+        if self._moves.abandon(number):
+            self._settle_moves()
         if exit_code == 0 and (self._stopping or seat.leaving or child.is_old):
             return
         now = time.monotonic()
@@ -1224,9 +1245,9 @@ class Supervisor:
         child = self._children.get(number)
         if child is None:
             return WorkerStatus(number, None, "dead")
-        state = (
-            "draining" if child.draining or self._seats[number].leaving else "ready" if child.applied else "starting"
-        )
+        # One of the version before serves its slots until they are taken.
+        has_left = self._seats[number].leaving and number not in self._owners.values()
+        state = "draining" if child.draining or has_left else "ready" if child.applied or child.is_old else "starting"
         return WorkerStatus(number, child.pid, state)
 
 

@@ -48,6 +48,8 @@ class Seat:
     """Its last heartbeat."""
     asked: float | None = None
     """Since when an answer to ``Apply`` is owed; workers only."""
+    slots_due_by: float | None = None
+    """When it is to have handed over, or taken, the slots that it is to; workers only."""
     suspected: float = -math.inf
     """When :class:`Suspect` was last carried out."""
     kill_at: float | None = None
@@ -162,6 +164,8 @@ def _judge(seat: Seat, grace: float, draft: _Draft) -> None:
         _doubt(seat, late, f"no heartbeat for {draft.now - silent_since:.0f} s", draft)
     elif seat.asked is not None and draft.has_come(late := max(seat.asked, grace) + ANSWER_TIMEOUT):
         _doubt(seat, late, "does not take its configuration", draft)
+    elif seat.slots_due_by is not None and draft.has_come(late := max(seat.slots_due_by, grace + ANSWER_TIMEOUT)):
+        _doubt(seat, late, "does not hand over its slots, or take others", draft)
 
 
 def _doubt(seat: Seat, late: float, why: str, draft: _Draft) -> None:

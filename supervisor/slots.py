@@ -1,9 +1,14 @@
-"""Which worker serves which slot. Pure."""
+"""Which worker serves which slot, and what is on its way. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+MOST_AT_A_TIME: Final = 32
+"""Slots that move at once: a worker's channel holds no more than so many orders with descriptors for sure."""
+PATIENCE: Final = 30.0
+"""Seconds after which a worker has failed to hand a slot over, or to take it. Ten thousand flows take less than one."""
 
 
 class Move(NamedTuple):
@@ -48,3 +53,56 @@ def plan_moves(owners: Mapping[int, int], staying: Iterable[int], able: Iterable
         held[poorest].append(slot)
         arrived.add(slot)
         moves.append(Move(slot, richest, poorest))
+
+
+class Moves:
+    """Slots on their way, and the workers that still have something to do for that."""
+
+    def __init__(self) -> None:
+        """Nothing moves."""
+        self._begun: dict[int, float] = {}
+        self._busy: dict[int, set[int]] = {}
+        self._takers: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        """Return how many slots are on their way."""
+        return len(self._begun)
+
+    @property
+    def busy(self) -> set[int]:
+        """The workers that have something to do."""
+        return set().union(*self._busy.values())
+
+    def begin(self, move: Move, now: float) -> None:
+        """Note that both have been told."""
+        self._begun[move.slot] = now
+        self._busy[move.slot] = {move.giver, move.taker}
+        self._takers[move.slot] = move.taker
+
+    def done(self, slot: int, number: int) -> bool:
+        """Note that a worker has done its part, or never will; return whether that ended the last move."""
+        if slot not in self._begun:
+            return False
+        self._busy[slot].discard(number)
+        if not self._busy[slot]:
+            del self._begun[slot], self._busy[slot], self._takers[slot]
+        return not self._begun
+
+    def abandon(self, number: int) -> bool:
+        """Note that a worker is dead; return whether that ended the last move."""
+        before = len(self)
+        for slot in [*self._begun]:
+            self.done(slot, number)
+        return bool(before) and not self._begun
+
+    def due_by(self, number: int) -> float | None:
+        """Return when a worker is to have done its part at the latest, None if it has nothing to do.
+
+        Who gives waits for who takes. So the taker has :data:`PATIENCE`, and the giver as much again.
+        """
+        times = [
+            begun + (PATIENCE if self._takers[slot] == number else 2 * PATIENCE)
+            for slot, begun in self._begun.items()
+            if number in self._busy[slot]
+        ]
+        return min(times, default=None)

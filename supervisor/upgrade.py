@@ -1,8 +1,8 @@
 """What a supervisor leaves to the program that replaces it in the same process (execve(2)), and how that is started.
 
 Descriptors stay open over the exec; everything else is in a :class:`State`, whose bytes are in a memfd. Workers of the
-old program go on meanwhile. They understand two orders of the new one, ``Release`` and ``Drain``, and hand their flows
-to its workers; whoever changes these messages, or what a flow takes along, counts ``FORMAT`` up.
+old program go on meanwhile. They understand three messages of the new one, ``Addresses``, ``Release`` and ``Drain``,
+and hand their flows to its workers; whoever changes these, or what a flow takes along, counts ``FORMAT`` up.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,29 @@ def test_workers_of_the_new_version_that_die_at_once_leave_the_old_ones_serving_
         proxy.signal(signal.SIGUSR2)
         proxy.wait_for("upgraded to version")
         assert [ask(client, b"three") for client in flows] == ports
+
+
+def test_fewer_workers_wanted_in_the_middle_of_an_upgrade(tmp_path: Path, program: Path, echo: UdpEcho) -> None:
+    config = f'workers = 2\nudp_target = ["127.0.0.1:{echo.port}"]\n'
+    with Proxy(tmp_path, config, program=program) as proxy, clients(proxy, 5) as flows:
+        proxy.expect_trouble("")
+        ports = [ask(client, b"one") for client in flows]
+        change(program, "workers/main.py", "    faulthandler.enable(", "    raise RuntimeError(")
+        proxy.signal(signal.SIGUSR2)
+        proxy.wait_for("worker 3 (process")
+        proxy.signal(signal.SIGTTOU)
+        proxy.wait_for("1 workers from now on")
+        proxy.write(f"{config}\naccess_log = false\n")
+        proxy.signal(signal.SIGHUP)
+        proxy.wait_for("the reload waits for the upgrade")
+
+        assert [ask(client, b"two") for client in flows] == ports
+        assert proxy.get("/readyz")[0] == HTTPStatus.OK
+        change(program, "workers/main.py", "    raise RuntimeError(", "    faulthandler.enable(")
+        proxy.signal(signal.SIGUSR2)
+        proxy.wait_for("upgraded to version")
+        assert [ask(client, b"three") for client in flows] == ports
+        proxy.wait_for("generation 4 applied on 1/1 workers")
 
 
 def test_an_upgrade_and_a_reload_that_come_together_are_both_done(tmp_path: Path, program: Path, echo: UdpEcho) -> None:

@@ -130,6 +130,17 @@ def test_a_worker_that_beats_but_does_not_take_its_configuration_is_aborted() ->
     )
 
 
+def test_a_worker_that_neither_hands_its_slots_over_nor_takes_others_is_aborted() -> None:
+    stuck = worker(beat=NOW, slots_due_by=NOW + 5)
+
+    assert decide([stuck], stopping=False, now=NOW + 4) == Decision((), NOW + 5)
+    assert decide([stuck], stopping=False, now=NOW + 5, grace=NOW).actions == ()
+    assert suspects(stuck, now=NOW + 5) == [0]
+    assert decide([stuck], stopping=False, now=NOW + 5 + SECOND_LOOK).actions == (
+        Abort(0, "does not hand over its slots, or take others"),
+    )
+
+
 def test_silence_before_the_grace_is_forgiven() -> None:
     silent = worker(beat=NOW - 3600, asked=NOW - 3600)
 

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpxy_l4.supervisor.slots import Move, deal, plan_moves
+from rpxy_l4.supervisor.slots import PATIENCE, Move, Moves, deal, plan_moves
 
 
 def after(owners: dict[int, int], moves: list[Move]) -> dict[int, int]:
@@ -61,3 +61,40 @@ def test_in_the_end_every_slot_is_with_one_that_stays_evenly_and_each_moved_once
 )
 def test_who_is_not_able_is_given_nothing(owners: dict[int, int], staying: set[int], able: set[int]) -> None:
     assert {move.taker for move in plan_moves(owners, staying, able)} <= staying & able
+
+
+def test_a_move_ends_when_both_have_done_their_part() -> None:
+    moves = Moves()
+    moves.begin(Move(3, giver=0, taker=1), 100.0)
+    moves.begin(Move(4, giver=0, taker=2), 100.0)
+
+    assert moves.busy == {0, 1, 2}
+    assert [moves.done(3, 0), moves.done(3, 1), moves.done(4, 2)] == [False, False, False]
+    assert len(moves) == 1
+    assert moves.done(4, 0)
+    assert not moves.done(4, 0)
+    assert (len(moves), moves.busy) == (0, set())
+
+
+def test_of_the_dead_nothing_is_waited_for() -> None:
+    moves = Moves()
+    moves.begin(Move(3, giver=0, taker=1), 100.0)
+
+    assert not moves.abandon(7)
+    assert not moves.abandon(1)
+    assert moves.busy == {0}
+    assert moves.abandon(0)
+    assert not moves.abandon(0)
+
+
+def test_the_taker_is_to_have_done_its_part_before_the_giver_who_waits_for_it() -> None:
+    moves = Moves()
+    moves.begin(Move(3, giver=0, taker=1), 100.0)
+    moves.begin(Move(4, giver=1, taker=2), 90.0)
+
+    assert moves.due_by(0) == 100.0 + 2 * PATIENCE
+    assert moves.due_by(1) == 100.0 + PATIENCE
+    assert moves.due_by(2) == 90.0 + PATIENCE
+    assert moves.due_by(3) is None
+    moves.done(3, 1)
+    assert moves.due_by(1) == 90.0 + 2 * PATIENCE
