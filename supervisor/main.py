@@ -147,7 +147,7 @@ class Supervisor:
         self._is_regular = config.is_file()
         self._content = read_content(config, may_wait=True) if before is None else content_of(before.content)
         """The configuration that was last found good."""
-        slots = _slots_of(manager) if before is None else before.slots
+        slots = self._slots_of(manager) if before is None else before.slots
         kept = keepsake.find(manager.passed, slots)
 
         def first(known: Directory) -> tuple[Snapshot, Directory]:
@@ -235,6 +235,19 @@ class Supervisor:
         """When time alone would change something."""
         self._watch: FileWatch | None = None
         self._receive(snapshot)
+
+    def _slots_of(self, manager: Manager) -> int | None:
+        """Return how many slots a supervisor before this one had; None if nobody knows, or if they are too few."""
+        stored = [systemd.parse_socket_name(name) for name, _ in manager.passed]
+        totals = {each.slots for each in stored if each is not None}
+        if len(totals) != 1:
+            return None
+        (slots,) = totals
+        wanted, _ = load(self._content, self._name, generation=1, known=Directory(), cpus=self._cpus)
+        if wanted.workers <= slots:
+            return slots
+        _LOG.warning("%d workers need more than the %d slots of before: all sockets are new", wanted.workers, slots)
+        return None
 
     def run(self) -> int:
         """Serve until told to stop; return the exit status."""
@@ -343,15 +356,16 @@ class Supervisor:
             for name, descriptor in self._manager.passed
             if name not in keepsake.NAMES
         ]
-        for place, descriptor in known:
-            if place is None:
+        for stored, descriptor in known:
+            if stored is None:
                 _LOG.warning("closing descriptor %d, which was passed to this program for nothing it knows", descriptor)
                 os.close(descriptor)
         refused = self._sockets.adopt(
-            [(*place, number) for place, number in known if place is not None], snapshot.binds
+            [(*stored, number) for stored, number in known if stored is not None], snapshot.binds
         )
-        for bind, slot in refused:
-            self._notifier.remove(systemd.socket_name(bind, slot))
+        for stored, _ in known:
+            if stored is not None and stored[:2] in refused:
+                self._notifier.remove(systemd.socket_name(*stored))
         if refused:
             # Until the manager has closed its copies, the addresses are taken.
             self._notifier.barrier(_BARRIER_PATIENCE)
@@ -363,7 +377,7 @@ class Supervisor:
         """Have the service manager keep copies of these sockets, for the case that this process dies."""
         for bind in binds:
             for slot, descriptor in enumerate(self._sockets.all_descriptors()[bind]):
-                self._notifier.store(systemd.socket_name(bind, slot), (descriptor,))
+                self._notifier.store(systemd.socket_name(bind, slot, self._slots), (descriptor,))
 
     def _put_by(self) -> None:
         """Write down what the flow memory means, for a supervisor after this one."""
@@ -462,7 +476,7 @@ class Supervisor:
         self._sockets.close(gone, until=retired_until)
         for bind in gone:
             for slot in range(self._slots):
-                self._notifier.remove(systemd.socket_name(bind, slot))
+                self._notifier.remove(systemd.socket_name(bind, slot, self._slots))
         if workers and self._announced != snapshot.generation:
             self._announced = snapshot.generation
             self._last_reload_success = time.time()
@@ -1249,12 +1263,6 @@ class Supervisor:
         has_left = self._seats[number].leaving and number not in self._owners.values()
         state = "draining" if child.draining or has_left else "ready" if child.applied or child.is_old else "starting"
         return WorkerStatus(number, child.pid, state)
-
-
-def _slots_of(manager: Manager) -> int | None:
-    """Return how many slots a supervisor before this one had, None if nobody knows."""
-    places = [systemd.parse_socket_name(name) for name, _ in manager.passed]
-    return max((place[1] + 1 for place in places if place is not None), default=None)
 
 
 def _known(before: State | None, kept: Keepsake | None) -> Directory:

@@ -49,8 +49,10 @@ class ListeningSockets:
             raise
         self._groups |= opened
 
-    def adopt(self, offered: Iterable[tuple[Bind, int, int]], wanted: Collection[Bind]) -> list[tuple[Bind, int]]:
-        """Take over sockets that listen already: bind, slot and descriptor of each, in any order. All become ours.
+    def adopt(self, offered: Iterable[tuple[Bind, int, int, int]], wanted: Collection[Bind]) -> list[tuple[Bind, int]]:
+        """Take over sockets that listen already. All become ours.
+
+        Of each, in any order: the bind, the slot, how many slots there were, and the descriptor.
 
         A bind is held afterwards when it is wanted and was offered as a whole: for every slot, and for no other, one
         socket of its own that listens there. Any other group is closed and logged; returned are its binds and slots.
@@ -58,27 +60,31 @@ class ListeningSockets:
         the kernel goes on to give it a part of the traffic. For the begin, when nothing is held.
         """
         groups: dict[Bind, list[tuple[int, int]]] = defaultdict(list)
-        for bind, slot, descriptor in offered:
+        totals: dict[Bind, set[int]] = defaultdict(set)
+        for bind, slot, slots, descriptor in offered:
             groups[bind].append((slot, descriptor))
+            totals[bind].add(slots)
         refused: list[tuple[Bind, int]] = []
         for bind, group in sorted(groups.items()):
-            slots, descriptors = zip(*sorted(group), strict=True)
+            numbers, descriptors = zip(*sorted(group), strict=True)
             try:
-                self._groups[bind] = self._adopt(bind, slots, descriptors, wanted=bind in wanted)
+                self._groups[bind] = self._adopt(bind, numbers, descriptors, totals[bind], wanted=bind in wanted)
             except BindError as error:
                 _LOG.warning("closing %d sockets that were taken over: %s", len(group), error)
-                refused += [(bind, slot) for slot in sorted(set(slots))]
+                refused += [(bind, slot) for slot in sorted(set(numbers))]
         return refused
 
     def _adopt(
-        self, bind: Bind, slots: Sequence[int], descriptors: Sequence[int], *, wanted: bool
+        self, bind: Bind, slots: Sequence[int], descriptors: Sequence[int], totals: Collection[int], *, wanted: bool
     ) -> list[ListeningSocket]:
         held = adopt_group(bind, descriptors)
-        if wanted and list(slots) == list(range(self._slots)):
+        if wanted and list(slots) == list(range(self._slots)) and totals == {self._slots}:
             return held
         _close(held)
         if not wanted:
             raise BindError(bind, OSError("it is not in the configuration"))
+        if totals != {self._slots}:
+            raise BindError(bind, OSError(f"of {', '.join(map(str, sorted(totals)))} slots, not of {self._slots}"))
         raise BindError(bind, OSError(f"for slots {', '.join(map(str, slots))}, not one for each of {self._slots}"))
 
     def _open(self, bind: Bind, backlog: int) -> list[ListeningSocket]:

@@ -15,7 +15,7 @@ import socket
 from array import array
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from rpxy_l4.addresses import MAX_PORT, parse_ip
 from rpxy_l4.net.channel import MAX_DESCRIPTORS
@@ -229,22 +229,34 @@ def _number(text: str) -> int | None:
     return int(text) if _NUMBER.fullmatch(text) else None
 
 
-def socket_name(bind: Bind, slot: int) -> str:
-    """Return the name under which a slot's socket is stored, ``listen_udp_--1_8448_0`` for ``udp [::1]:8448``."""
-    return f"listen_{bind.transport}_{bind.host.replace(':', '-')}_{bind.port}_{slot}"
+class StoredSocket(NamedTuple):
+    """What the name of a stored socket says: the address, the slot, and how many slots there were."""
+
+    bind: Bind
+    slot: int
+    slots: int
 
 
-def parse_socket_name(name: str) -> tuple[Bind, int] | None:
-    """Return bind and slot of a name that ``socket_name`` made; None for any other."""
+def socket_name(bind: Bind, slot: int, slots: int) -> str:
+    """Return the name under which a slot's socket is stored, ``listen_udp_--1_8448_0_4`` for ``udp [::1]:8448``.
+
+    How many slots there are is in each name, so that nobody takes a part of a group for the whole: a manager's store
+    may be too small for all.
+    """
+    return f"listen_{bind.transport}_{bind.host.replace(':', '-')}_{bind.port}_{slot}_{slots}"
+
+
+def parse_socket_name(name: str) -> StoredSocket | None:
+    """Return what ``socket_name`` was given to make this name; None for any other."""
     parts = name.split("_")
-    if len(parts) != 5 or parts[1] not in set(Transport):  # noqa: PLR2004  as many as ``socket_name`` joins
+    if len(parts) != 6 or parts[1] not in set(Transport):  # noqa: PLR2004  as many as ``socket_name`` joins
         return None
-    port, slot = _number(parts[3]), _number(parts[4])
-    if not port or port > MAX_PORT or slot is None:
+    port, slot, slots = map(_number, parts[3:])
+    if not port or port > MAX_PORT or slot is None or slots is None or slot >= slots:
         return None
     try:
         bind = Bind(Transport(parts[1]), parse_ip(parts[2].replace("-", ":")), port)
     except ValueError:
         return None
     # One name for each: no leading zeros, no other way to write an address.
-    return (bind, slot) if socket_name(bind, slot) == name else None
+    return StoredSocket(bind, slot, slots) if socket_name(bind, slot, slots) == name else None

@@ -79,6 +79,25 @@ def test_nobody_is_refused_when_a_supervisor_dies_and_sessions_go_on(tmp_path: P
         assert {name.split("_")[1] for name in kept if name.startswith("listen_")} == {"tcp"}
 
 
+def test_more_workers_than_the_slots_of_before_get_new_sockets(tmp_path: Path) -> None:
+    port, path = free_port(), tmp_path / "config.toml"
+    arguments = ("-m", "rpxy_l4", "-c", str(path))
+    with ServiceManager(str(tmp_path / "notify")) as manager, UdpEcho() as echo:
+        for workers in (1, 3):
+            path.write_text(
+                f'listen_port = {port}\nlisten_address_v4 = "127.0.0.1"\nworkers = {workers}\nwatch = false\n'
+                f'udp_target = ["127.0.0.1:{echo.port}"]\n[admin]\nlisten = ""\n'
+            )
+            supervisor = manager.start(*arguments)
+            manager.hear_until(f"applied on {workers}/{workers} workers")
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.settimeout(PATIENCE)
+                client.connect(("127.0.0.1", port))
+                client.send(b"hello")
+                assert client.recv(100).endswith(b"hello")
+            ServiceManager.kill(supervisor)
+
+
 def test_flows_go_on_to_the_target_that_they_had_when_a_supervisor_dies(tmp_path: Path) -> None:
     port, path = free_port(), tmp_path / "config.toml"
     arguments = ("-m", "rpxy_l4", "-c", str(path))

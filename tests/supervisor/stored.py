@@ -30,15 +30,16 @@ def main(port: int, slots: int) -> None:
     known = [(parse_socket_name(name), descriptor) for name, descriptor in inherited(taken, os.getpid())]
     offered = [(*place, descriptor) for place, descriptor in known if place is not None]
     refused = sockets.adopt(offered, binds)
-    for bind, slot in refused:
-        notifier.remove(socket_name(bind, slot))
+    for stored, _ in known:
+        if stored is not None and stored[:2] in refused:
+            notifier.remove(socket_name(*stored))
     notifier.barrier(10.0)
     adopted = len(sockets.binds)
     sockets.open([bind for bind in binds if bind not in sockets.binds], _BACKLOG)
     waiting = {str(bind.transport): [_take_all(sockets, bind, slot) for slot in range(slots)] for bind in binds}
     for bind in binds:
         for slot in range(slots):
-            notifier.store(socket_name(bind, slot), sockets.descriptors([Place(slot, bind)]))
+            notifier.store(socket_name(bind, slot, slots), sockets.descriptors([Place(slot, bind)]))
     notifier.ready("serving")
     inodes = [
         os.fstat(number).st_ino

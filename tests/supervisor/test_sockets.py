@@ -157,10 +157,10 @@ def before() -> Iterator[ListeningSockets]:
     held.close_all()
 
 
-def copies(held: ListeningSockets, *binds: Bind) -> list[tuple[Bind, int, int]]:
+def copies(held: ListeningSockets, *binds: Bind) -> list[tuple[Bind, int, int, int]]:
     """Copies of all of its sockets, the last slot first."""
     return [
-        (bind, slot, os.dup(held.descriptors([Place(slot, bind)])[0]))
+        (bind, slot, SLOTS, os.dup(held.descriptors([Place(slot, bind)])[0]))
         for bind in binds
         for slot in reversed(range(SLOTS))
     ]
@@ -190,26 +190,29 @@ def test_whole_groups_are_adopted_each_socket_in_its_slot(sockets: ListeningSock
 def test_a_group_that_is_not_wanted_or_not_whole_is_closed_and_said(
     sockets: ListeningSockets, before: ListeningSockets, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept, gone, torn, doubled, moved = (tcp("127.0.0.1", port) for port in sorted(free_port() for _ in range(5)))
-    before.open([kept, gone, torn, doubled], 16)
+    kept, gone, torn, doubled, moved, part = (tcp("127.0.0.1", port) for port in sorted(free_port() for _ in range(6)))
+    before.open([kept, gone, torn, doubled, part], 16)
     offered = [
         *copies(before, kept, gone),
-        (torn, 0, os.dup(before.descriptors([Place(0, torn)])[0])),
-        *((doubled, slot, os.dup(before.descriptors([Place(0, doubled)])[0])) for slot in range(SLOTS)),
-        *((moved, slot, number) for _, slot, number in copies(before, kept)),
+        (torn, 0, SLOTS, os.dup(before.descriptors([Place(0, torn)])[0])),
+        *((doubled, slot, SLOTS, os.dup(before.descriptors([Place(0, doubled)])[0])) for slot in range(SLOTS)),
+        *((moved, slot, SLOTS, number) for _, slot, _, number in copies(before, kept)),
+        *((part, slot, SLOTS + 1, number) for _, slot, _, number in copies(before, part)),
     ]
     before.close_all()
 
-    refused = sockets.adopt(offered, [kept, torn, doubled, moved])
+    refused = sockets.adopt(offered, [kept, torn, doubled, moved, part])
 
     assert sockets.binds == {kept}
-    assert refused == [(gone, 0), (gone, 1), (torn, 0), (doubled, 0), (doubled, 1), (moved, 0), (moved, 1)]
-    assert not any(can_connect(bind) for bind in (gone, torn, doubled))
+    twice = {bind: [(bind, 0), (bind, 1)] for bind in (gone, doubled, moved, part)}
+    assert refused == [*twice[gone], (torn, 0), *twice[doubled], *twice[moved], *twice[part]]
+    assert not any(can_connect(bind) for bind in (gone, torn, doubled, part))
     assert caplog.messages == [
         f"closing 2 sockets that were taken over: {gone}: it is not in the configuration",
         f"closing 1 sockets that were taken over: {torn}: for slots 0, not one for each of 2",
         f"closing 2 sockets that were taken over: {doubled}: two of the sockets are the same",
         f"closing 2 sockets that were taken over: {moved}: not every socket listens there",
+        f"closing 2 sockets that were taken over: {part}: of 3 slots, not of 2",
     ]
 
 
@@ -218,7 +221,7 @@ def test_two_sockets_for_one_slot_are_one_too_many(sockets: ListeningSockets, be
     before.open([bind], 16)
     number = before.descriptors([Place(0, bind)])[0]
 
-    assert sockets.adopt([*copies(before, bind), (bind, 0, os.dup(number))], [bind]) == [(bind, 0), (bind, 1)]
+    assert sockets.adopt([*copies(before, bind), (bind, 0, SLOTS, os.dup(number))], [bind]) == [(bind, 0), (bind, 1)]
     assert sockets.binds == frozenset()
 
 

@@ -294,13 +294,13 @@ def test_what_was_passed_has_its_name_and_is_kept_from_children(
 @pytest.mark.parametrize(
     ("bind", "name"),
     [
-        (Bind(Transport.TCP, "127.0.0.1", 443), "listen_tcp_127.0.0.1_443_7"),
-        (Bind(Transport.UDP, "::", 65535), "listen_udp_--_65535_7"),
-        (Bind(Transport.UDP, "2001:db8::1", 53), "listen_udp_2001-db8--1_53_7"),
+        (Bind(Transport.TCP, "127.0.0.1", 443), "listen_tcp_127.0.0.1_443_7_8"),
+        (Bind(Transport.UDP, "::", 65535), "listen_udp_--_65535_7_8"),
+        (Bind(Transport.UDP, "2001:db8::1", 53), "listen_udp_2001-db8--1_53_7_8"),
     ],
 )
 def test_a_socket_is_stored_under_its_address_and_slot(bind: Bind, name: str) -> None:
-    assert socket_name(bind, 7) == name
+    assert socket_name(bind, 7, 8) == name
 
 
 @given(
@@ -308,13 +308,16 @@ def test_a_socket_is_stored_under_its_address_and_slot(bind: Bind, name: str) ->
     host=st.ip_addresses().map(str),
     port=st.integers(1, 65535),
     slot=st.integers(0, 10_000),
+    more=st.integers(1, 10_000),
 )
-def test_a_name_leads_back_to_address_and_slot(transport: Transport, host: str, port: int, slot: int) -> None:
+def test_a_name_leads_back_to_what_it_was_made_of(
+    transport: Transport, host: str, port: int, slot: int, more: int
+) -> None:
     bind = Bind(transport, host, port)
-    name = socket_name(bind, slot)
+    name = socket_name(bind, slot, slot + more)
 
     assert re.fullmatch(r"[ -9;-~]{1,255}", name)
-    assert parse_socket_name(name) == (bind, slot)
+    assert parse_socket_name(name) == (bind, slot, slot + more)
 
 
 @pytest.mark.parametrize(
@@ -324,18 +327,20 @@ def test_a_name_leads_back_to_address_and_slot(transport: Transport, host: str, 
         "unknown",
         "listen",
         "listen_tcp_127.0.0.1_443",
-        "listen_tcp_127.0.0.1_443_0_0",
-        "other_tcp_127.0.0.1_443_0",
-        "listen_sctp_127.0.0.1_443_0",
-        "listen_tcp_localhost_443_0",
-        "listen_tcp_127.0.0.1_0_0",
-        "listen_tcp_127.0.0.1_65536_0",
-        "listen_tcp_127.0.0.1_0443_0",
-        "listen_tcp_127.0.0.1_443_-1",
-        "listen_tcp_127.0.0.1_443_00",
-        "listen_tcp_0-0-0-0-0-0-0-1_443_0",
-        "listen_tcp_[--1]_443_0",
-        "listen_tcp_fe80--1%lo_443_0",
+        "listen_tcp_127.0.0.1_443_0",
+        "listen_tcp_127.0.0.1_443_4_4",
+        "listen_tcp_127.0.0.1_443_0_4_0",
+        "other_tcp_127.0.0.1_443_0_4",
+        "listen_sctp_127.0.0.1_443_0_4",
+        "listen_tcp_localhost_443_0_4",
+        "listen_tcp_127.0.0.1_0_0_4",
+        "listen_tcp_127.0.0.1_65536_0_4",
+        "listen_tcp_127.0.0.1_0443_0_4",
+        "listen_tcp_127.0.0.1_443_-1_4",
+        "listen_tcp_127.0.0.1_443_00_4",
+        "listen_tcp_0-0-0-0-0-0-0-1_443_0_4",
+        "listen_tcp_[--1]_443_0_4",
+        "listen_tcp_fe80--1%lo_443_0_4",
     ],
 )
 def test_any_other_name_leads_nowhere(name: str) -> None:
@@ -398,7 +403,7 @@ def test_a_supervisor_with_another_number_of_slots_begins_anew_on_the_same_port(
 
     assert (words["adopted"], words["refused"]) == (0, 4)
     assert sorted(name for name, _ in one_manager.kept) == [
-        socket_name(Bind(transport, "127.0.0.1", port), slot) for transport in Transport for slot in range(3)
+        socket_name(Bind(transport, "127.0.0.1", port), slot, 3) for transport in Transport for slot in range(3)
     ]
 
 
