@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import select
+import signal
 import stat
 import time
 from pathlib import Path
@@ -45,6 +46,7 @@ class Sink:
         self._most = None if stat.S_ISREG(os.fstat(self.descriptor).st_mode) else _ATOMIC
         self._poll = select.poll()
         self._poll.register(self.descriptor, select.POLLOUT)
+        self._is_terminal = os.isatty(self.descriptor)
         self._is_torn = False
         """The last write ended within a line: the next one begins a new one."""
         self.dropped = 0
@@ -86,12 +88,23 @@ class Sink:
             torn, self._is_torn = self._is_torn, False
             if torn:
                 lines = b"\n" + lines
-            if os.write(self.descriptor, lines) < len(lines):  # the disk is full
+            if self._put(lines) < len(lines):  # the disk is full
                 self._is_torn = True
                 return False
         except OSError:  # no room, a full disk, or the reader is gone: there is nobody left to tell
             return False
         return True
+
+    def _put(self, lines: bytes) -> int:
+        if not self._is_terminal:
+            return os.write(self.descriptor, lines)
+        # A terminal set to "tostop" sends this to a background process that writes, which to the supervisor means
+        # something else; not while it is blocked. termios(3)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+        try:
+            return os.write(self.descriptor, lines)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _own_description(descriptor: int) -> int:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from rpxy_l4 import logs
 from rpxy_l4.logs import Sink
+from tests.support.proxy import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +78,29 @@ def test_a_pipe_that_nobody_reads_drops_lines_and_counts_them() -> None:
     assert set(bytes(got).split(b"\n")) == {line[:-1], b""}
     os.close(reader)
     os.close(writer)
+
+
+def test_a_terminal_that_stops_background_writers_does_not_signal_this_one() -> None:
+    # In a session of its own whose terminal this is, as a background process; 9: the signal came.
+    code = """
+import os, signal, sys, termios
+from rpxy_l4.logs import Sink
+parent, terminal = os.openpty()
+os.setsid()
+os.close(os.open(os.ttyname(terminal), os.O_RDWR))
+flags = termios.tcgetattr(terminal)
+flags[3] |= termios.TOSTOP
+termios.tcsetattr(terminal, termios.TCSANOW, flags)
+child = os.fork()
+if child == 0:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTTOU, lambda *_: os._exit(9))
+    sink = Sink(terminal, None)
+    sink.write(b"line\\n")
+    os._exit(sink.dropped)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or os.read(parent, 100) != b"line\\r\\n")
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, cwd=ROOT, check=False).returncode == 0
 
 
 def test_a_reader_that_is_gone_ends_nothing() -> None:
