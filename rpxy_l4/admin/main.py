@@ -55,13 +55,14 @@ def run(channel: Channel, slab: Slab, workers: int, listening: socket.socket | N
     ``workers`` rows of the slab are the workers', the next one is for this process's heartbeat. Descriptors that come
     with a ``Status`` are a listening socket to use in place of the current one; a configuration without an admin
     address closes it. Each configuration that differs from the one before is answered by at least one ``Addresses``,
-    within two seconds. SIGABRT writes the stack of every thread to stderr before the process dies of it.
+    within two seconds. The logs of this process must have been set up; SIGABRT writes the stack of every thread to the
+    log of events before the process dies of it.
     """
     # The supervisor's own handlers came along with the fork.
     signal.set_wakeup_fd(-1)
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    faulthandler.enable()
+    faulthandler.enable(logs.current().events.descriptor)
     setproctitle("rpxy-l4: admin")
     loop = uvloop.new_event_loop()
     try:
