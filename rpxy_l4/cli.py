@@ -206,18 +206,20 @@ def _serve(config: Path, log_dir: Path | None) -> int:
     manager = systemd.Manager.take(os.environ, os.getpid())
     from rpxy_l4.net.listen import BindError
     from rpxy_l4.supervisor.main import Supervisor
-    from rpxy_l4.supervisor.upgrade import UpgradeError, inherited
+    from rpxy_l4.supervisor.upgrade import State, UpgradeError, inherited, take_over
 
     # Before the first fork, so that the children share it.
     from rpxy_l4.workers.main import run as run_worker
 
     if not _open_logs(log_dir):
         return ExitStatus.FAILURE
+
+    def make(before: State | None) -> Supervisor:
+        return Supervisor(config, log_dir, run_worker=run_worker, run_admin=_run_admin, manager=manager, before=before)
+
     try:
         before = inherited(os.environ)
-        supervisor = Supervisor(
-            config, log_dir, run_worker=run_worker, run_admin=_run_admin, manager=manager, before=before
-        )
+        supervisor = make(None) if before is None else take_over(make, before, manager)
     except UpgradeError as error:
         _complain(f"rpxy-l4: {error}")
         return ExitStatus.UNAVAILABLE

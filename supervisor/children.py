@@ -17,7 +17,7 @@ from rpxy_l4.supervisor.sockets import ListeningSockets
 from rpxy_l4.supervisor.status import ExitStatus
 
 _LOG: Final = logging.getLogger(__name__)
-_STANDARD_STREAMS: Final = (0, 1, 2)
+STANDARD_STREAMS: Final = (0, 1, 2)
 
 
 class Death(NamedTuple):
@@ -140,7 +140,7 @@ def _be_child(run: Callable[[Channel], int], channel: Channel) -> NoReturn:
 
 def close_inherited(keep: Iterable[int]) -> None:
     """Close every descriptor but the standard streams and these."""
-    kept = {*_STANDARD_STREAMS, *keep}
+    kept = {*STANDARD_STREAMS, *keep}
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  names are what is wanted
         if int(name) not in kept:
             try:

@@ -974,7 +974,9 @@ class Supervisor:
             cpu_of_the_dead=self._cpu_of_the_dead,
             restarts=self._restarts,
             reloads=self._reloads,
+            last_reload_ok=self._last_reload_ok,
             last_reload_success=self._last_reload_success,
+            seen=self._seen,
             control=control,
             askers=askers,
         )
@@ -1007,7 +1009,9 @@ class Supervisor:
         self._cpu_of_the_dead = dict(before.cpu_of_the_dead)
         self._restarts |= before.restarts
         self._reloads |= before.reloads
+        self._last_reload_ok = before.last_reload_ok
         self._last_reload_success = before.last_reload_success
+        self._seen = before.seen
         self._seats = {ADMIN: Seat(ADMIN), **{number: Seat(number) for number in set(self._owners.values())}}
         for left in before.children:
             seat = self._seats.setdefault(left.number, Seat(left.number))

@@ -9,22 +9,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
+import logging
 import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final, NoReturn
+from typing import IO, Final, NoReturn, TypeVar
 
 from rpxy_l4.endings import ConnectResult, Detected, Drop, Reason, Rejection
 from rpxy_l4.metrics import layout
 from rpxy_l4.metrics.layout import Cell, Directory, PlainListener, PlainTarget
 from rpxy_l4.snapshot import Bind
+from rpxy_l4.supervisor import systemd
+from rpxy_l4.supervisor.children import STANDARD_STREAMS
 from rpxy_l4.supervisor.signals import name_of
 from rpxy_l4.verdict import Transport
+
+_LOG: Final = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 FORMAT: Final = 1
 VARIABLE: Final = "RPXY_L4_UPGRADE"
@@ -81,7 +89,10 @@ class State:
     cpu_of_the_dead: Mapping[int, tuple[float, float]]
     restarts: Mapping[str, int]
     reloads: Mapping[str, int]
+    last_reload_ok: bool
     last_reload_success: float
+    seen: str | None
+    """Digest of the file that was last tried; None: it could not be read."""
     control: int | None
     """Descriptor of the control socket."""
     askers: Sequence[int]
@@ -216,6 +227,40 @@ def execute(state: State, more: Mapping[str, str]) -> NoReturn:
             os.set_inheritable(descriptor, False)
         os.close(carrier)
         raise
+
+
+def take_over(make: Callable[[State], Made], state: State, manager: systemd.Manager) -> Made:
+    """Return what is made of a state. When that fails, execute this program once more with nothing but the sockets.
+
+    What waits in them is kept then; the workers of before see the ends of their channels close, and finish their
+    sessions. Raises OSError when nothing can be executed.
+    """
+    try:
+        return make(state)
+    except Exception:  # noqa: BLE001  whatever it is: there is no program any more that could go on
+        _LOG.critical("a fault in taking over; beginning anew with the listening sockets", exc_info=True)
+        # Half-made objects may own what the state names, and close it once they are forgotten: not before the exec.
+        _begin_anew(state, systemd.successor(manager.told))
+
+
+def _begin_anew(state: State, more: Mapping[str, str]) -> NoReturn:
+    named = {
+        systemd.socket_name(bind, slot, len(numbers)): number
+        for bind, numbers in as_binds(state.sockets).items()
+        for slot, number in enumerate(numbers)
+    }
+    # First out of the way of the numbers that they are to have: those that systemd would give them.
+    beyond = len(STANDARD_STREAMS) + len(named)
+    copies = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, beyond) for number in named.values()]
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  names are what is wanted
+        if int(name) not in STANDARD_STREAMS:
+            with contextlib.suppress(OSError):  # the one that listed the directory
+                os.set_inheritable(int(name), False)
+    for place, copy in enumerate(copies, len(STANDARD_STREAMS)):
+        os.dup2(copy, place)
+    given = command()
+    passed = {"LISTEN_FDS": str(len(copies)), "LISTEN_FDNAMES": ":".join(named), "LISTEN_PID": str(os.getpid())}
+    os.execve(given[0], given, {**os.environ, **more, **passed})  # noqa: S606  it is this program's own command line
 
 
 def inherited(environ: MutableMapping[str, str]) -> State | None:

@@ -128,6 +128,34 @@ def test_workers_of_the_new_version_that_die_at_once_leave_the_old_ones_serving_
         assert [ask(client, b"three") for client in flows] == ports
 
 
+def test_a_program_that_fails_after_all_begins_anew_with_the_listening_sockets(
+    tmp_path: Path, program: Path, echo: UdpEcho
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        config = (
+            f'workers = 2\nudp_target = ["127.0.0.1:{echo.port}"]\n'
+            f'tcp_target = ["127.0.0.1:{target.getsockname()[1]}"]\n'
+        )
+        with Proxy(tmp_path, config, program=program) as proxy, clients(proxy, 5) as flows:
+            proxy.expect_trouble("")
+            for client in flows:
+                ask(client, b"one")
+            supervisor, path = proxy.pid, "supervisor/main.py"
+            change(program, path, "        self._addresses = dict(before.addresses)", "        raise RuntimeError")
+            proxy.signal(signal.SIGUSR2)
+            proxy.wait_for("beginning anew with the listening sockets")
+            # Nobody is refused meanwhile.
+            with proxy.connect() as connection:
+                connection.sendall(b"hello")
+                with target.accept()[0] as served:
+                    assert served.recv(100) == b"hello"
+            proxy.wait_for("taken over, with what waits there")
+            proxy.wait_for("ready: generation 1 applied on 2/2 workers", count=2)
+            assert proxy.pid == supervisor
+            for client in flows:
+                ask(client, b"two")
+
+
 def test_fewer_workers_wanted_in_the_middle_of_an_upgrade(tmp_path: Path, program: Path, echo: UdpEcho) -> None:
     config = f'workers = 2\nudp_target = ["127.0.0.1:{echo.port}"]\n'
     with Proxy(tmp_path, config, program=program) as proxy, clients(proxy, 5) as flows:

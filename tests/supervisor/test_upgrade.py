@@ -46,7 +46,9 @@ def state() -> State:
         cpu_of_the_dead={3: (0.5, 0.25)},
         restarts={"signal": 1},
         reloads={"success": 2},
+        last_reload_ok=False,
         last_reload_success=1.0,
+        seen=None,
         control=20,
         askers=[21],
     )
