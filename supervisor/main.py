@@ -57,6 +57,7 @@ from rpxy_l4.orders import Command, Request, workers_wanted
 from rpxy_l4.snapshot import Bind, Snapshot
 from rpxy_l4.supervisor import keepsake, policy, systemd, upgrade
 from rpxy_l4.supervisor.children import Child, close_inherited, start
+from rpxy_l4.supervisor.config_file import ConfigFile
 from rpxy_l4.supervisor.desk import Asker, Desk
 from rpxy_l4.supervisor.inboxes import Inboxes
 from rpxy_l4.supervisor.keepsake import Keepsake
@@ -79,7 +80,6 @@ from rpxy_l4.supervisor.status import ExitStatus
 from rpxy_l4.supervisor.systemd import Manager
 from rpxy_l4.supervisor.timers import Timers
 from rpxy_l4.supervisor.upgrade import State
-from rpxy_l4.supervisor.watch import FileWatch
 from rpxy_l4.verdict import Transport
 from rpxy_l4.version import VERSION
 
@@ -88,10 +88,6 @@ _LOG: Final = logging.getLogger(__name__)
 RunWorker = Callable[[int, int, Channel, Slab, FlowMemories], int]
 RunAdmin = Callable[[Channel, Slab, int, ListeningSocket | None], int]
 
-# An editor writes a file in several steps; this is how long it must have been quiet.
-DEBOUNCE: Final = 0.25
-# Changes that inotify does not see: NFS, overlays, a directory replaced as a whole.
-POLL_INTERVAL: Final = 10.0
 # A configuration does not wait longer for its names. Those that are found later are sent later.
 NAMES_PATIENCE: Final = 2.0
 # How long workers may take to close their copies of the listening sockets before the supervisor closes its own.
@@ -136,7 +132,6 @@ class Supervisor:
         Raises ConfigError for a file that is wrong or cannot be read, BindError for an address that cannot be listened
         on.
         """
-        self._config = config
         self._log_dir = log_dir
         self._run_worker = run_worker
         self._run_admin = run_admin
@@ -144,7 +139,6 @@ class Supervisor:
         self._cpus = len(os.sched_getaffinity(0))
 
         self._name = printable(config)
-        self._is_regular = config.is_file()
         self._content = read_content(config, may_wait=True) if before is None else content_of(before.content)
         """The configuration that was last found good."""
         slots = self._slots_of(manager) if before is None else before.slots
@@ -165,8 +159,9 @@ class Supervisor:
         self._manager = manager
         self._notifier = systemd.Notifier(manager.told)
         self._ping_interval = systemd.watchdog_interval(manager.told, os.getpid())
-        self._seen: str | None = self._content.sha256
-        """Of the content that was last tried, None when it could not be read."""
+        self._timers = Timers()
+        self._file = ConfigFile(config, self._timers, self._want_reload)
+        self._file.seen = self._content.sha256
         self._incoming: Snapshot | None = None
         self._in_force: Snapshot | None = None
         self._announced = 0
@@ -226,14 +221,12 @@ class Supervisor:
         self._notifier.store(keepsake.MEANING, (self._shelf.descriptor,))
         self._status_is_due = False
 
-        self._timers = Timers()
         self._reload_is_due = False
         self._stopping = False
         self._finished = False
         self._grace = -math.inf
         self._wake_at = -math.inf
         """When time alone would change something."""
-        self._watch: FileWatch | None = None
         self._receive(snapshot)
 
     def _slots_of(self, manager: Manager) -> int | None:
@@ -256,6 +249,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._inbox, selectors.EVENT_READ, self._on_signal)
         self._desk.start(self._selector)
+        self._file.start(self._selector)
         for number in self._children:
             self._listen_to(number)
         if ADMIN in self._children:
@@ -420,7 +414,7 @@ class Supervisor:
         self._incoming, self._in_force = None, snapshot
         self._status_is_due = True
         self._sockets.set_backlog(snapshot.tcp_backlog)
-        self._set_watch(wanted=snapshot.watch)
+        self._file.watch(wanted=snapshot.watch)
         if before is not None and before.workers != snapshot.workers:
             self._want_workers(snapshot.workers)
         for number in self._configurable():
@@ -508,16 +502,11 @@ class Supervisor:
 
     def _reload(self, current: Snapshot) -> None:
         self._notifier.reloading(time.monotonic_ns() // 1000)
-        # What happened to the file until now is in what is read next.
-        self._timers.cancel(self._want_reload)
-        self._has_changed()
         try:
-            content = read_content(self._config)
+            content = self._file.read()
         except ConfigError as error:
-            self._seen = None
             self._refuse(error.render(), ExitStatus.CONFIG)
             return
-        self._seen = content.sha256
         if content.sha256 == current.sha256:
             self._count_reload("unchanged")
             unchanged = "the configuration file is unchanged"
@@ -562,68 +551,6 @@ class Supervisor:
         self._last_reload_ok = result != "failure"
         self._status_is_due = True
 
-    # The file
-
-    def _set_watch(self, *, wanted: bool) -> None:
-        if not wanted or not self._is_regular:
-            self._timers.cancel(self._poll)
-            self._stop_watching()
-            return
-        self._after(POLL_INTERVAL, self._poll)
-        try:
-            self._begin_watching()
-        except OSError as error:
-            _LOG.warning(
-                "cannot watch %s (%s); it is looked at every %.0f s", self._name, error.strerror, POLL_INTERVAL
-            )
-
-    def _begin_watching(self) -> None:
-        """Watch the file, or find the way to it anew. Raises OSError when it cannot be watched now."""
-        if self._watch is None:
-            self._watch = FileWatch(self._config)
-            self._selector.register(self._watch, selectors.EVENT_READ, self._on_file_event)
-        else:
-            self._watch.follow()
-
-    def _stop_watching(self) -> None:
-        if self._watch is not None:
-            self._selector.unregister(self._watch)
-            self._watch.close()
-            self._watch = None
-
-    def _has_changed(self) -> bool:
-        """Empty the watch's queue of events; whether there was one about the file."""
-        try:
-            return self._watch is not None and self._watch.changed()
-        except OSError as error:
-            _LOG.warning(
-                "cannot go on watching %s (%s); it is looked at every %.0f s",
-                self._name,
-                error.strerror,
-                POLL_INTERVAL,
-            )
-            self._stop_watching()
-            return True
-
-    def _on_file_event(self) -> None:
-        if self._has_changed():
-            self._after(DEBOUNCE, self._want_reload)
-
-    def _poll(self) -> None:
-        """Without an event: reload only what is really new."""
-        self._after(POLL_INTERVAL, self._poll)
-        try:
-            # Before the file is read, so that no change falls between. The directory may be another one by now.
-            self._begin_watching()
-        except OSError:  # it was said when it began
-            self._stop_watching()
-        try:
-            digest = read_content(self._config).sha256
-        except ConfigError:
-            digest = None
-        if digest != self._seen:
-            self._want_reload()
-
     # Signals
 
     def _on_signal(self) -> None:
@@ -667,7 +594,7 @@ class Supervisor:
             self._after(CLOSE_PATIENCE, self._sockets.close_all)
         self._stopping = True
         self._status_is_due = True
-        self._stop_watching()
+        self._file.stop()
         if self._check is not None:
             self._check.kill()
         for number in self._workers():
@@ -976,7 +903,7 @@ class Supervisor:
             reloads=self._reloads,
             last_reload_ok=self._last_reload_ok,
             last_reload_success=self._last_reload_success,
-            seen=self._seen,
+            seen=self._file.seen,
             control=control,
             askers=askers,
         )
@@ -1011,7 +938,7 @@ class Supervisor:
         self._reloads |= before.reloads
         self._last_reload_ok = before.last_reload_ok
         self._last_reload_success = before.last_reload_success
-        self._seen = before.seen
+        self._file.seen = before.seen
         self._seats = {ADMIN: Seat(ADMIN), **{number: Seat(number) for number in set(self._owners.values())}}
         for left in before.children:
             seat = self._seats.setdefault(left.number, Seat(left.number))
@@ -1133,8 +1060,7 @@ class Supervisor:
         self._admin_sockets.close_all()
         self._desk.leave_to_parent()
         self._inboxes.close_all()
-        if self._watch is not None:
-            self._watch.close()
+        self._file.leave_to_parent()
         for child in self._children.values():
             child.disconnect()
         close_inherited((channel.fileno(), *keep, *logs.current().descriptors()))
