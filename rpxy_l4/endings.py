@@ -41,9 +41,9 @@ class Reason(Word):
     INTERNAL = "internal"
     """A fault of this program or a limit of the machine; the event log has the details."""
     UNCONFIRMED = "unconfirmed"
-    """A UDP flow whose client sent no more than once, or never again after an answer, and then nothing for a moment."""
+    """A UDP flow whose client had not sent again after an answer, and had been quiet for a moment; there were many."""
     EVICTED = "evicted"
-    """An unconfirmed UDP flow, the oldest one, gave way to a new one when there was no room."""
+    """An unconfirmed UDP flow gave way to a new one when there was no room."""
 
 
 class Rejection(Word):

@@ -64,10 +64,14 @@ _BUSY_BYTES: Final = 262_144
 _UNDECIDED_SECONDS: Final = 1.0
 """A first flight arrives within a round trip; after this, what came goes to the default target."""
 _UNCONFIRMED_SECONDS: Final = 5.0
-"""Without a datagram, the life of a flow that is not confirmed; its route's idle lifetime, if that is shorter. Made-up
-source addresses fill a table for no longer, and any answer that somebody still waits for is faster."""
+"""Without a datagram, the life of a flow that is not confirmed while there are many; its route's idle lifetime, if that
+is shorter. Made-up source addresses fill a table for no longer, and nearly any answer that somebody still waits for is
+faster."""
+_CROWDED: Final = 0.5
+"""Of the flows that there may be, and of the descriptors that they may have: with more, there are many."""
 _LATER_SECONDS: Final = 1.0
-"""A client that sends again after so long confirms a flow that nobody answers: one-way protocols, such as syslog."""
+"""A client that sends again after so long puts off the time when its flow gives way, where nobody answers: one-way
+protocols, such as syslog."""
 _MAX_HELD: Final = 16_384
 """Bytes of a first flight that are kept to be sent again to another target."""
 _MAX_UNDECIDED: Final = 1024
@@ -166,6 +170,16 @@ class UdpListener:
         if together:
             self.give(key, together)
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there are so many flows that those that are not confirmed have to go soon."""
+        context, generation = self._context, self.generation
+        if generation is None or generation.udp is None:
+            return True
+        most = generation.udp.side.max_sessions
+        is_short = not context.has_descriptors(_SHARE * _CROWDED)
+        return is_short or context.udp_sessions.count(context.poller.now, most) > most * _CROWDED
+
     def remember(self, key: Key, target: Target, address: str) -> None:
         """Note where a flow goes, for when it is forgotten or this process is gone."""
         self._memory.remember(self._name + key, target.series, address, self._context.poller.now)
@@ -230,7 +244,6 @@ class UdpListener:
         self.flows[key] = flow
         self._context.row[Cell.UDP_OPENED] += 1
         self._context.demand += 1
-        self._context.unconfirmed.add(flow)
         return flow
 
     def _make_room(self, most: int) -> Rejection | None:
@@ -268,8 +281,8 @@ class UdpListener:
 class UdpFlow:
     """One UDP pseudo connection: a client address and the local address it used.
 
-    It is confirmed once the client has sent again: after an answer of the target, or at a later moment. Until then the
-    client's address may be made up, so the flow is forgotten soon and gives way to a new one where there is no room.
+    It is confirmed once the client has sent again after an answer of the target. Until then the client's address may be
+    made up, so the flow gives way to a new one where there is no room, and is forgotten soon while there are many.
     """
 
     __slots__ = (
@@ -303,6 +316,7 @@ class UdpFlow:
         "_route",
         "_socket",
         "_t_decided",
+        "_t_entered",
         "_t_open",
         "_target",
         "_to_client",
@@ -361,6 +375,7 @@ class UdpFlow:
         self._is_closed = False
         self._bytes_in = self._bytes_out = self._datagrams_in = self._datagrams_out = 0
         self._t_open = self._t_decided = self._last = context.poller.now
+        self._enter()
 
     # From the client
 
@@ -413,8 +428,17 @@ class UdpFlow:
                 self._hold(message)
             if self._holds_too_much:
                 self._settle()
-        if not self._is_confirmed and (self._has_answered or self._last - self._t_open >= _LATER_SECONDS):
+        if self._is_confirmed:
+            return
+        if self._has_answered:
             self.confirm()
+        elif self._last - self._t_entered >= _LATER_SECONDS:
+            self._enter()
+
+    def _enter(self) -> None:
+        """Become the youngest of those that may have to give way."""
+        self._t_entered = self._context.poller.now
+        self._context.unconfirmed.add(self)
 
     def confirm(self) -> None:
         """Give the flow its route's whole lifetime from now on, and never let it give way."""
@@ -688,28 +712,29 @@ class UdpFlow:
         if self._to_target is None:
             self._decide(None, Detected.TIMEOUT)
             return
-        quiet, lifetime = self._context.poller.now - self._last, self._lifetime
-        if quiet >= lifetime:
-            self._finish(Reason.IDLE if quiet >= self._idle else Reason.UNCONFIRMED)
+        quiet = self._context.poller.now - self._last
+        if quiet >= self._idle:
+            self._finish(Reason.IDLE)
+        elif not self._is_confirmed and quiet >= _UNCONFIRMED_SECONDS and self._listener.is_crowded:
+            self._finish(Reason.UNCONFIRMED)
         else:
             self._remember()
-            self._watch(lifetime)
+            self._wait_for_its_end()
 
     def _wait_for_its_end(self) -> None:
-        """Begin to look for deadlines, of a flow that has just got its target."""
-        if self._is_confirmed:  # one of before: its lifetime may be infinite
-            self._watch(self._lifetime)
+        """Look again when the flow may have been without a datagram for too long, or is to be remembered anew.
+
+        One that is not confirmed is looked at every few seconds: there may be many by then.
+        """
+        now = self._context.poller.now
+        quiet, end = now - self._last, self._last + self._idle
+        if self._is_confirmed:
+            self._context.alarm.add(min(end, now + _REMEMBER_SECONDS), self)
+        elif not quiet:  # it has just got its target; a flood makes many of these
+            self._wait_for(min(self._idle, _UNCONFIRMED_SECONDS))
         else:
-            self._wait_for(self._lifetime)
-
-    def _watch(self, lifetime: float) -> None:
-        """Look again when the flow may have been without a datagram for too long, or is to be remembered anew."""
-        self._context.alarm.add(min(self._last + lifetime, self._context.poller.now + _REMEMBER_SECONDS), self)
-
-    @property
-    def _lifetime(self) -> float:
-        """Seconds without a datagram that end the flow."""
-        return self._idle if self._is_confirmed else min(self._idle, _UNCONFIRMED_SECONDS)
+            since = self._last if quiet < _UNCONFIRMED_SECONDS else now
+            self._context.alarm.add(min(end, since + _UNCONFIRMED_SECONDS), self)
 
     def _wait_for(self, seconds: float) -> None:
         """Have :meth:`on_deadline` called after some time, and not after what was asked for before.

@@ -31,7 +31,8 @@ class Unconfirmed:
         return flow in self._flows
 
     def add(self, flow: Yielding) -> None:
-        """Enter a flow as the youngest."""
+        """Enter a flow as the youngest, also one that is there already."""
+        self._flows.pop(flow, None)
         self._flows[flow] = None
         self._row[Cell.UDP_UNCONFIRMED] = len(self._flows)
 

@@ -24,6 +24,7 @@ from rpxy_l4.metrics.layout import (
 from rpxy_l4.snapshot import Target
 from rpxy_l4.verdict import Protocol, Transport
 from rpxy_l4.workers import udp
+from rpxy_l4.workers.context import Waiting
 from tests.support.flood import UdpFlood
 from tests.support.in_process import InProcess, side
 from tests.support.quic_packets import Sender, client_hello, crypto
@@ -180,33 +181,80 @@ def test_sending_twice_at_once_confirms_nothing(world: World) -> None:
     assert world.ended(Reason.EVICTED) == 1
 
 
-def test_a_client_that_nobody_answers_confirms_its_flow_by_sending_later(
+def test_a_client_that_nobody_answers_and_that_sends_later_gives_way_after_those_before(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(udp, "_LATER_SECONDS", 0.0)
     client = world.client()
     world.send(client)
+    world.flood.send(3)
+    world.serve()
+    world.send(client)  # at once: that changes nothing
+    assert next(iter(world.proxy.context.unconfirmed._flows)) is next(iter(world.proxy.udp.flows.values()))
+    monkeypatch.setattr(udp, "_LATER_SECONDS", 0.0)
     world.send(client)
-    world.flood.send(20)
+    world.flood.send(3)
     world.serve()
     world.send(client)
+    assert world.sources[-1] == world.sources[0]
 
-    assert world.sources[0] == world.sources[1] == world.sources[-1]
+    world.flood.send(4)
+    world.serve()
+    world.send(client)
+    assert world.sources[-1] != world.sources[0], "it is nobody's for good"
+    world.check_books()
 
 
-def test_unconfirmed_flows_are_forgotten_soon_and_confirmed_ones_are_not(
+def test_unconfirmed_flows_are_forgotten_soon_while_there_are_many_and_confirmed_ones_are_not(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(udp, "_UNCONFIRMED_SECONDS", 0.05)
     world.confirmed()
-    world.flood.send(3)
+    world.confirmed()
+    world.flood.send(2)
     world.serve()
     assert len(world.proxy.udp.flows) == 4
-    world.proxy.run_until(lambda: len(world.proxy.udp.flows) == 1)
+    world.proxy.run_until(lambda: len(world.proxy.udp.flows) == 2)
 
-    assert world.ended(Reason.UNCONFIRMED) == 3
+    assert len(world.proxy.context.unconfirmed) == 0
+    assert world.ended(Reason.UNCONFIRMED) == 2
     assert world.ended(Reason.IDLE) == 0
     world.check_books()
+
+
+def test_unconfirmed_flows_have_their_time_while_there_are_few_and_none_once_there_are_many(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(udp, "_UNCONFIRMED_SECONDS", 0.05)
+    world.flood.send(2)
+    world.serve()
+    looks = 0
+    wait = world.proxy.context.alarm.add
+
+    def look_again(deadline: float, owner: Waiting) -> None:
+        nonlocal looks
+        looks += 1
+        wait(deadline, owner)
+
+    monkeypatch.setattr(world.proxy.context.alarm, "add", look_again)
+    world.proxy.run_until(lambda: looks > 4)
+    assert len(world.proxy.udp.flows) == 2
+    world.confirmed()
+    world.proxy.run_until(lambda: len(world.proxy.udp.flows) == 2)
+
+    assert world.ended(Reason.UNCONFIRMED) == 1
+    world.check_books()
+
+
+def test_unconfirmed_flows_are_forgotten_soon_while_descriptors_are_short(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(udp, "_UNCONFIRMED_SECONDS", 0.05)
+    world.proxy.context._supply = 4
+    world.flood.send(2)
+    world.serve()
+    world.proxy.run_until(lambda: len(world.proxy.udp.flows) == 1)
+
+    assert world.ended(Reason.UNCONFIRMED) == 1
 
 
 def test_an_idle_lifetime_that_is_shorter_holds_for_unconfirmed_flows_too(tmp_path: Path) -> None:
