@@ -47,7 +47,7 @@ from rpxy_l4.net.datagram import Address, Sender
 from rpxy_l4.net.inbox import address_of
 from rpxy_l4.net.mmsg import DATAGRAM_BYTES, MOST
 from rpxy_l4.snapshot import Bind, Route, Side, Target
-from rpxy_l4.verdict import Match, NeedMore, Protocol, Transport
+from rpxy_l4.verdict import Match, NeedMore, NoMatch, Protocol, Transport
 from rpxy_l4.workers import poller
 from rpxy_l4.workers.access_log import describe, endpoint
 from rpxy_l4.workers.context import RECOGNISED, Context, Generation, Half, count_shortage, observe
@@ -239,6 +239,11 @@ class UdpListener:
             flow.unpack(record, descriptor)
         except Exception:  # noqa: BLE001  a fault in one flow must not lose those that came with it
             poller.give_up(flow)
+            return
+        # Of two workers that had many each, one cannot have all. The client's next datagram begins a flow anew, at the
+        # same target if this one was confirmed.
+        if not context.has_descriptors(_SHARE) and not context.make_way(_SHARE) and self.flows.get(record.key) is flow:
+            flow.give_way()
 
     def _remember(self, flow: UdpFlow, key: Key) -> UdpFlow:
         self.flows[key] = flow
@@ -414,11 +419,12 @@ class UdpFlow:
         protocol = self._route.protocol
         if begun is None or begun not in self._half.wanted:
             return not may_continue(protocol, datagram)
-        # What begins a session renews one, too; only a detector tells for QUIC, and nobody for WireGuard.
+        # What begins a session renews one, too; only a detector tells for QUIC, and nobody for WireGuard. A hello may
+        # go on in the next datagram.
         return (
             begun is not protocol
             if begun is Protocol.WIREGUARD
-            else isinstance(UdpDetector(self._half.wanted).feed(datagram), Match)
+            else not isinstance(UdpDetector(self._half.wanted).feed(datagram), NoMatch)
         )
 
     def _take_tentatively(self, messages: Sequence[Message]) -> None:
@@ -845,7 +851,7 @@ class UdpFlow:
             )
 
     def give_way(self) -> None:
-        """Close to make room for a new flow, and count that. Only for a flow that is not confirmed."""
+        """Close to make room for another flow, and count that."""
         if self._to_target is not None:
             self._finish(Reason.EVICTED)
         else:

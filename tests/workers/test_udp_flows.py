@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rpxy_l4.metrics.layout import Cell
+from rpxy_l4.endings import Reason
+from rpxy_l4.metrics.layout import REASON_INDEX, T_CLOSED, Cell, target_offset
 from rpxy_l4.net.ancillary import SOL_UDP, UDP_SEGMENT
 from rpxy_l4.net.mmsg import MOST
 from rpxy_l4.snapshot import Target
@@ -155,6 +156,10 @@ WIREGUARD_BEGIN = b"\x01\0\0\0" + bytes(144)
 WIREGUARD_DATA = b"\x04\0\0\0" + bytes(60)
 DNS_QUERY = bytes.fromhex("beef01000001000000000000") + b"\x07example\x00\x00\x01\x00\x01"
 INITIAL = Sender().initial(crypto(0, HELLO), size=1200)
+PARTS = [
+    Sender().initial(crypto(0, HELLO[:-20]), size=1200),
+    Sender().initial(crypto(len(HELLO) - 20, HELLO[-20:]), size=1200, number=1),
+]
 
 
 @pytest.mark.parametrize(
@@ -200,6 +205,24 @@ def test_what_comes_to_a_quiet_flow_and_is_not_of_its_session_begins_another(
     assert proxy.context.row[Cell.UDP_OPENED] == flows
     assert len(proxy.udp.flows) == 1
     assert _received(target) == [begin, datagram]
+    proxy.udp.close()
+    proxy.loop.close()
+
+
+@pytest.mark.parametrize("begin", [INITIAL, DNS_QUERY], ids=["a connection", "a query"])
+def test_a_hello_in_two_datagrams_from_the_port_of_another_session_begins_another_flow(
+    tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch, begin: bytes
+) -> None:
+    monkeypatch.setattr(udp, "_QUIET_SECONDS", -1.0)
+    target = _socket(stack)
+    proxy = InProcess(tmp_path, None, side(Transport.UDP, Protocol.QUIC, _target(target)))
+    client = _socket(stack, proxy.port)
+    for each in (begin, *PARTS):
+        client.send(each)
+        _serve(proxy)
+
+    assert proxy.context.row[Cell.UDP_OPENED] == 2
+    assert _received(target) == [begin, *PARTS]
     proxy.udp.close()
     proxy.loop.close()
 
@@ -265,6 +288,40 @@ def test_what_a_target_sends_in_bulk_stays_cut_when_another_worker_goes_on_with_
     _serve(taker)
 
     assert [len(data) for data in _received(again)] == [1200] * 5
+    for proxy in (giver, taker):
+        proxy.udp.close()
+        proxy.loop.close()
+
+
+def test_a_worker_takes_no_more_flows_of_another_one_than_its_descriptors_allow_and_remembers_the_others(
+    tmp_path: Path, stack: ExitStack
+) -> None:
+    target = _socket(stack)
+    giver, taker = (InProcess(tmp_path, None, side(Transport.UDP, None, _target(target), idle=10.0)) for _ in range(2))
+    taker.context._supply = 8
+    flows = []
+    for _ in range(8):
+        client = _socket(stack, giver.port)
+        for _ in range(2):  # and an answer between, by which the flow is confirmed
+            client.send(b"request")
+            _serve(giver)
+            data, source = target.recvfrom(100)
+            target.sendto(data, source)
+            _serve(giver)
+    taker.context.poller.begin_batch()
+    for flow in list(giver.udp.flows.values()):
+        record, descriptor = flow.pack()
+        assert descriptor is not None
+        flows.append(record)
+        copy = os.dup(descriptor)
+        flow.forget()
+        taker.udp.adopt(record, copy, 0)
+    giver.context.poller.end_batch()
+    taker.context.poller.end_batch()
+
+    assert len(taker.udp.flows) == 5, "six of eight is the share, less the one that would be next"
+    assert all(taker.udp.recall(record.key) is not None for record in flows)
+    assert taker.context.row[target_offset(0) + T_CLOSED + REASON_INDEX[Reason.EVICTED]] == 3
     for proxy in (giver, taker):
         proxy.udp.close()
         proxy.loop.close()
