@@ -229,7 +229,7 @@ class TcpListener:
         if self.generation is None or self.generation.tcp is None:
             return True
         context = self._context
-        share = self.generation.tcp.side.max_sessions // context.living.count(context.poller.now)
+        share = max(1, self.generation.tcp.side.max_sessions // context.living.count(context.poller.now))
         return context.row[_OPENED] - context.row[_ENDED] < share
 
     def end_session(self, session: TcpSession) -> None:
@@ -676,8 +676,13 @@ class TcpSession:
     # The end
 
     def give_way(self) -> None:
-        """Close to make room for a new session, and count that. Only for one that has no route."""
-        self.refuse(Rejection.EVICTED)
+        """Close to make room for a new connection, unless what the client has sent by now says what it is.
+
+        Of many that come at once, none may have been looked at before the next is accepted.
+        """
+        self._read()
+        if self._stage <= _DETECT:
+            self.refuse(Rejection.EVICTED)
 
     def end(self) -> None:
         """Close now, because the worker stops."""

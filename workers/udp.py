@@ -515,6 +515,7 @@ class UdpFlow:
         """Take the route that detection leads to, and send what was held."""
         now = self._context.poller.now
         self._listener.undecided.pop(self, None)
+        self._wait_for(0.0)
         self._detector = None
         self._t_decided = now
         route = self._half.router.find(match)

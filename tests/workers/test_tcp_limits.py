@@ -171,3 +171,25 @@ def test_what_other_workers_let_in_counts_for_the_rate(tmp_path: Path, stack: Ex
 
     assert world.open == 1
     assert world.rejected(Rejection.RATE) == 2
+
+
+def test_with_fewer_places_than_workers_a_place_is_taken_as_soon_as_it_is_free(
+    tmp_path: Path, stack: ExitStack
+) -> None:
+    world = World(tmp_path, stack, workers=3, max_sessions=2, at_limit=AtLimit.WAIT)
+    for number in (1, 2):
+        world.proxy.slab.row(number)[Cell.HEARTBEAT] = 1
+    first, *_ = world.connect(3)
+    for _ in range(2):
+        world.serve()
+    assert world.open == 2
+    world.reset(first)
+    for _ in range(2):
+        world.serve()  # in which no time passes
+    assert world.open == 1, "this worker has one of the two, and others none"
+    (session,) = world.proxy.sessions
+    session.end()
+    world.proxy.context.poller.end_batch()
+    world.serve()
+
+    assert world.open == 1

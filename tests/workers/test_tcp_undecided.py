@@ -82,6 +82,32 @@ def test_the_oldest_undecided_connection_gives_way_to_a_new_one(tmp_path: Path, 
     assert proxy.context.demand == 6
 
 
+def test_of_many_that_come_at_once_none_gives_way_that_has_said_what_it_is(tmp_path: Path, stack: ExitStack) -> None:
+    proxy = serve(tmp_path, stack, max_sessions=20)
+    for _ in range(15):
+        client = stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port)))
+        client.sendall(flight(sni(b"a.example")))
+    for _ in range(2):
+        proxy.context.poller.dispatch()
+
+    assert proxy.context.row[Cell.TCP_OPENED] == 15
+    assert rejected(proxy, Rejection.EVICTED) == rejected(proxy, Rejection.LIMIT) == 0
+
+
+def test_none_that_has_said_what_it_is_gives_way_to_those_that_wait_when_a_worker_stops(
+    tmp_path: Path, stack: ExitStack
+) -> None:
+    proxy = serve(tmp_path, stack, max_sessions=20)
+    for _ in range(15):
+        client = stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port)))
+        client.sendall(flight(sni(b"a.example")))
+    proxy.tcp.close()
+    proxy.context.poller.dispatch()
+
+    assert proxy.context.row[Cell.TCP_OPENED] == 15
+    assert rejected(proxy, Rejection.EVICTED) == rejected(proxy, Rejection.LIMIT) == 0
+
+
 def test_silent_clients_are_undecided_too(tmp_path: Path, stack: ExitStack) -> None:
     proxy = serve(tmp_path, stack, max_sessions=2)
     first, second = (connect(proxy, stack) for _ in range(2))
