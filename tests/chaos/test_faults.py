@@ -153,9 +153,11 @@ def upgrade_in_place(scene: Scene, _traffic: Traffic) -> Excuse:
 def be_quiet_for_long(_scene: Scene, traffic: Traffic) -> Excuse:
     traffic.download.rest()
     traffic.ping.rest()
+    traffic.iperf.rest()
     pass_time(3.0)  # three times the lifetime of their flows
     traffic.download.go_on()
     traffic.ping.go_on()
+    traffic.iperf.go_on()
     return NOTHING
 
 

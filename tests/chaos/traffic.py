@@ -7,7 +7,7 @@ from typing import Final, Self
 
 from tests.chaos.world import FAR, PROXY, WEB, Scene
 from tests.support.traffic.download import Download
-from tests.support.traffic.programs import Ping, SshSession
+from tests.support.traffic.programs import Iperf, Ping, SshSession
 from tests.support.traffic.source import Losses, Repeating, Source
 from tests.support.traffic.tcp import KeptHttp, NewTcp, NewTls
 from tests.support.traffic.udp import Dns
@@ -25,13 +25,14 @@ class Traffic:
         to, kept = (PROXY, scene.port), (kept_by, scene.port)
         self.download = Download(to, WEB)
         self.ping = Ping(FAR, 0.05)
+        self.iperf = Iperf(FAR)
         self.http = [KeptHttp(kept, number) for number in range(8)]
         self.tcp = [NewTcp(to, 1000 * number) for number in range(2)]
         tls = [NewTls(to, 1000 * number, scene.world.tls) for number in range(2)]
         old = [Dns(to, patience, kept=True) for _ in range(4)]
         new = [Dns(to, patience, kept=False) for _ in range(2)]
         # Those that last have to begin first: a port that one of the others used a moment ago has a flow already.
-        self._lasting: list[Source] = [SshSession(kept, scene.world.ssh), self.download, self.ping]
+        self._lasting: list[Source] = [SshSession(kept, scene.world.ssh), self.download, self.ping, self.iperf]
         self._short: list[Source] = [
             Repeating("requests on kept connections", self.http, 0.2, things="kept connections"),
             Repeating("new TCP connections", self.tcp, 0.05),

@@ -38,6 +38,8 @@ FAR: Final = "10.88.0.1"
 """The far end of the tunnel, from inside."""
 WEB: Final = "web.test"
 TUNNEL_PORT: Final = 51_820
+IPERF_PORT: Final = 5201
+"""Where iperf3 listens unless it is told otherwise."""
 
 
 class World:
@@ -81,6 +83,7 @@ class World:
         self._far, self._near = (
             stack.enter_context(tunnel(netns, name, f"{address}/24", self._folder)) for netns, name, address in ends
         )
+        stack.enter_context(Program("iperf3", "--server", "--bind", FAR, tcp=IPERF_PORT, netns=self._nets["far"]))
         self._far.set("listen-port", str(TUNNEL_PORT), "peer", self._near.public_key, "allowed-ips", "10.88.0.2/32")
 
     def lead_tunnel_through(self, port: int) -> None:

@@ -1,21 +1,29 @@
-"""Programs that print a line for each thing that arrives: an SSH session, and ping."""
+"""Programs as clients: an SSH session and ping, which print a line for each thing that arrives; and iperf3."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Sequence
 from typing import Final
 
 from tests.support.openssh import Sshd
-from tests.support.peers import program
+from tests.support.peers import program, run
 from tests.support.sockets_of import sockets_of
-from tests.support.traffic.source import Address, Source
+from tests.support.traffic.source import LONGEST, Address, Source, WrongAnswerError
 from tests.support.waiting import PATIENCE
 
 _COUNT: Final = "i=0; while echo $((i=i+1)); do sleep 0.1; done"
+_PAUSE: Final = 0.1
+_SIZE: Final = 100_000
+_BLOCK: Final = 5_000
+_RATE: Final = "8M"
+"""Bits a second, so that a run takes a tenth of a second, and little CPU."""
 _SEQUENCE: Final = re.compile(r"bytes from .* icmp_seq=(\d+) ")
 
 
@@ -115,3 +123,45 @@ class Ping(_Program):
         if found := _SEQUENCE.search(line):
             self._arrived.add(int(found[1]))
             self._count(0)
+
+
+class Iperf(Source):
+    """Short runs of TCP through a tunnel, one after another, to the server and from it in turn."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__("iperf3 runs through WireGuard")
+        sizes = ["--bytes", str(_SIZE), "--length", str(_BLOCK), "--bitrate", _RATE]
+        self._command = ["iperf3", "--client", host, "--json", *sizes]
+        self._running = threading.Lock()
+
+    def _live(self, number: int) -> None:
+        for options in itertools.cycle(((), ("--reverse",))):
+            if self._stopping.wait(_PAUSE):
+                return
+            try:
+                with self._running:
+                    self._run(options)
+            except (subprocess.TimeoutExpired, ValueError, WrongAnswerError) as error:
+                self._lose(repr(error), None)
+            else:
+                self._count(number)
+
+    def _run(self, options: Sequence[str]) -> None:
+        result = run(*self._command, *options, timeout=LONGEST)
+        report = json.loads(result.stdout)
+        if "error" in report:
+            raise WrongAnswerError(report["error"])
+        sent, received = (report["end"][end]["bytes"] for end in ("sum_sent", "sum_received"))
+        if not (sent >= _SIZE and _SIZE - _BLOCK <= received <= sent):
+            raise WrongAnswerError(f"{received} bytes of {sent} {options}")
+
+    def rest(self) -> None:
+        """Finish the run that is under way, and begin no other for a while."""
+        assert self._running.acquire(timeout=LONGEST)
+
+    def go_on(self) -> None:
+        """Begin runs again."""
+        self._running.release()
+
+    def _wake(self) -> None:
+        """Do nothing: it looks after each run."""
