@@ -15,7 +15,9 @@ import pytest
 from tests.chaos.table import RECORD, Row
 from tests.chaos.traffic import PATIENCE_OF_DNS, Traffic
 from tests.chaos.world import OTHER, PROXY, TUNNEL_PORT, Scene, World
-from tests.support.peers import program
+from tests.support import peers
+from tests.support.program import copy_program
+from tests.support.proxy import ROOT
 from tests.support.traffic.source import Address, Losses
 from tests.support.waiting import eventually, pass_time
 
@@ -57,6 +59,8 @@ class Fault:
     """The address that TCP sessions use which last."""
     is_clock_ours: bool = False
     """The proxy's wall clock is what the file ``clock`` in its folder says."""
+    is_program_ours: bool = False
+    """The program is a copy, which may be changed."""
 
 
 def reload_three_times(scene: Scene, _traffic: Traffic) -> Excuse:
@@ -91,6 +95,28 @@ def kill_every_worker_in_turn(scene: Scene, traffic: Traffic) -> Excuse:
         connections |= scene.kill_worker(number)
         traffic.go_on(1)
     return Excuse(connections, len(workers) * DATAGRAMS_OF_A_DEATH)
+
+
+def hang_a_worker(scene: Scene, _traffic: Traffic) -> Excuse:
+    # TCP in a tunnel that stood still for so long would take as long again to try once more.
+    carries = scene.worker_towards(TUNNEL_PORT, "udp")
+    victim = next(number for number in scene.staying() if number != carries)
+    return Excuse(scene.hang_worker(victim), DATAGRAMS_OF_A_DEATH)
+
+
+def kill_the_supervisor(scene: Scene, _traffic: Traffic) -> Excuse:
+    scene.lose_supervisor()
+    return NOTHING
+
+
+def reload_wrongly(scene: Scene, _traffic: Traffic) -> Excuse:
+    scene.reload_wrongly()
+    return NOTHING
+
+
+def upgrade_wrongly(scene: Scene, _traffic: Traffic) -> Excuse:
+    scene.upgrade_wrongly()
+    return NOTHING
 
 
 def kill_the_admin(scene: Scene, _traffic: Traffic) -> Excuse:
@@ -172,24 +198,38 @@ FAULTS: Final = (
         keys=addresses(PROXY, OTHER),
         kept_by=OTHER,
     ),
+    Fault("a reload with a typo in the file", reload_wrongly, trouble="the configuration was not reloaded"),
     Fault("`kill -9` of the admin process", kill_the_admin, trouble=DEATH),
     Fault("the wall clock set back, and forward, by an hour", step_the_clock, is_clock_ours=True),
     Fault(f"all processes stopped for {STANDSTILL:.0f} s, as in a suspended machine", suspend_all, patience=30.0),
     Fault("`kill -9` of the worker of the download", kill_the_worker_of_the_download, trouble=DEATH),
     Fault("`kill -9` of the worker of the tunnel", kill_the_worker_of_the_tunnel, trouble=DEATH),
     Fault("`kill -9` of every worker in turn", kill_every_worker_in_turn, trouble=DEATH),
+    Fault("a worker that hangs, until it is replaced", hang_a_worker, trouble=f"hangs|{DEATH}", patience=30.0),
+    Fault(
+        '`kill -9` of the supervisor, with `on_supervisor_loss = "serve"`',
+        kill_the_supervisor,
+        keys='on_supervisor_loss = "serve"\n',
+        trouble="the supervisor is gone",
+    ),
     Fault("`TTIN`: a worker more", one_worker_more, keys=PATIENT_DRAIN),
     Fault("`TTOU`: a worker less", one_worker_less, keys="workers = 3\n" + PATIENT_DRAIN),
     Fault("4 instead of 2 `workers` by a reload", more_workers_by_reload, keys=PATIENT_DRAIN),
     Fault("2 instead of 4 `workers` by a reload", fewer_workers_by_reload, keys="workers = 4\n" + PATIENT_DRAIN),
     Fault("`USR2`: an upgrade in place", upgrade_in_place, keys=PATIENT_DRAIN),
+    Fault(
+        "`USR2` with a program that is broken, and with one that cannot take over",
+        upgrade_wrongly,
+        trouble="no upgrade, nothing has changed",
+        is_program_ours=True,
+    ),
     Fault("a download and a tunnel quiet for three times their `idle_lifetime`", be_quiet_for_long, idle_lifetime=1),
 )
 
 
 def faked_clock(folder: Path) -> Mapping[str, str]:
     """The environment of a process whose wall clock is set by a file."""
-    program("faketime")
+    peers.program("faketime")
     library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
     clock = folder / "clock"
     clock.write_text("+0")
@@ -214,7 +254,10 @@ def test_a_fault_costs_only_what_it_must(world: World, tmp_path: Path, fault: Fa
 
 def run(world: World, folder: Path, fault: Fault) -> None:
     environment = faked_clock(folder) if fault.is_clock_ours else {}
-    with Scene(world, folder, fault.keys, idle_lifetime=fault.idle_lifetime, environment=environment) as scene:
+    program = copy_program(folder / "program") if fault.is_program_ours else ROOT
+    with Scene(
+        world, folder, fault.keys, idle_lifetime=fault.idle_lifetime, environment=environment, program=program
+    ) as scene:
         if fault.trouble:
             scene.proxy.expect_trouble(fault.trouble)
         with Traffic(scene, patience=fault.patience, kept_by=fault.kept_by) as traffic:

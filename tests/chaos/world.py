@@ -19,7 +19,9 @@ from tests.support.netns import Namespaces, inside
 from tests.support.openssh import sshd
 from tests.support.peers import Program
 from tests.support.ports import free_port
-from tests.support.proxy import Proxy, process_title
+from tests.support.program import change
+from tests.support.proxy import ROOT, Proxy, process_title
+from tests.support.resources import Resources
 from tests.support.sockets_of import sockets_of
 from tests.support.targets import TcpTarget
 from tests.support.tls_files import make_tls_files
@@ -27,7 +29,7 @@ from tests.support.traffic.download import Endless
 from tests.support.traffic.source import Address
 from tests.support.traffic.tcp import answer_http, answer_line, answer_line_over_tls
 from tests.support.traffic.udp import dnsmasq
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 from tests.support.wireguard import tunnel
 
 PROXY: Final = "10.77.1.2"
@@ -104,9 +106,9 @@ class World:
         with inside(self._nets["proxy"]):
             yield
 
-    def proxy(self, folder: Path, config: str, environment: Mapping[str, str]) -> Proxy:
+    def proxy(self, folder: Path, config: str, environment: Mapping[str, str], program: Path) -> Proxy:
         """A proxy in its namespace, not started yet."""
-        return Proxy(folder, config, netns=self._nets["proxy"], environment=environment)
+        return Proxy(folder, config, netns=self._nets["proxy"], environment=environment, program=program)
 
     def config(self, variant: int, extra: str, idle_lifetime: int) -> str:
         """A configuration; variants lead new sessions to other targets, and differ in a route that nobody uses.
@@ -155,14 +157,21 @@ class Scene:
         *,
         idle_lifetime: int = 30,
         environment: Mapping[str, str] | None = None,
+        program: Path = ROOT,
     ) -> None:
-        """``keys`` of the configuration's top level. ``idle_lifetime`` is that of downloads and tunnels."""
+        """``keys`` of the configuration's top level. ``idle_lifetime`` is that of downloads and tunnels.
+
+        ``program`` is the folder of the package to run; one that a fault changes has to be a copy.
+        """
         self.world = world
+        self.program = program
+        self.orphans: frozenset[int] = frozenset()
+        """Processes whose supervisor was killed, and that serve on; the scene's end is theirs."""
         self.variant = 0
         self.generation = 1
         self._keys = keys
         self._idle_lifetime = idle_lifetime
-        self.proxy = world.proxy(folder, self._config(), environment or {})
+        self.proxy = world.proxy(folder, self._config(), environment or {}, program)
         self.port = self.proxy.port
 
     def __enter__(self) -> Self:
@@ -172,9 +181,23 @@ class Scene:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The clients have ended; UDP flows would be waited for.
-        self.proxy.signal(signal.SIGQUIT)
-        self.proxy.__exit__(kind, error, trace)
+        try:
+            if kind is None:
+                self._assert_is_in_order()
+        finally:
+            # The clients have ended; UDP flows would be waited for.
+            self.proxy.signal(signal.SIGQUIT)
+            for pid in self.orphans:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            eventually(lambda: not any(map(process_title, self.orphans)), "the orphans have ended")
+            self.proxy.__exit__(kind, error, trace)
+
+    def _assert_is_in_order(self) -> None:
+        """What holds whatever has happened: the supervisor never began a thread, and nobody was surprised."""
+        if not self.orphans:
+            assert Resources.of(self.proxy.pid).threads == 1
+        assert [line for line in self.proxy.log() if line.startswith("Traceback")] == []
 
     def _config(self) -> str:
         address = "" if "listen_address_v4" in self._keys else f'listen_address_v4 = "{PROXY}"\n'
@@ -221,20 +244,66 @@ class Scene:
         self.generation += 1
         self.wait_for_workers(workers, apart_from=before)
 
+    def reload_wrongly(self) -> None:
+        """Have a configuration with a typo refused, and see that the one of before is in force."""
+        self.proxy.write(f"listen_prot = 1\n{self._config()}")
+        refusals = self._said("the configuration was not reloaded")
+        self.proxy.signal(signal.SIGHUP)
+        self.proxy.wait_for("the configuration was not reloaded", count=refusals + 1)
+        self.wait_for_workers(len(self.staying()))
+
+    def upgrade_wrongly(self) -> None:
+        """Have programs refused that cannot take over, and see that all processes are those of before."""
+        before = self.proxy.children().keys()
+        for module, old, new in (
+            ("cli.py", "from __future__ import annotations", 'raise SystemExit("broken")'),
+            ("supervisor/upgrade.py", "FORMAT: Final = ", "FORMAT: Final = 9"),
+        ):
+            change(self.program, module, old, new)
+            refusals = self._said("no upgrade, nothing has changed")
+            self.proxy.signal(signal.SIGUSR2)
+            self.proxy.wait_for("no upgrade, nothing has changed", count=refusals + 1)
+            change(self.program, module, new, old)
+        assert self.proxy.children().keys() == before
+
+    def _said(self, text: str) -> int:
+        """How many lines of the log have it."""
+        return sum(text in line for line in self.proxy.log())
+
+    def lose_supervisor(self) -> None:
+        """Kill it; whoever was its child is an orphan."""
+        workers = frozenset(self.proxy.worker_pids().values())
+        self.orphans = workers
+        self.proxy.signal(signal.SIGKILL)
+        self.proxy.wait_for("serving on, until TERM", count=len(workers))
+
     def kill_worker(self, number: int) -> frozenset[Address]:
         """Kill it, wait for its replacement, and return the clients of the TCP connections that it had.
 
         It is stopped before it is looked at, so that it accepts nothing between the look and its end.
         """
+        pid, held = self._stop_worker(number)
+        os.kill(pid, signal.SIGKILL)
+        self._wait_for_another(number, pid)
+        return held
+
+    def hang_worker(self, number: int) -> frozenset[Address]:
+        """Let it stand still until the supervisor has killed and replaced it; the same as for one that is killed."""
+        before = self._said(f"worker {number} hangs")
+        pid, held = self._stop_worker(number)
+        self.proxy.wait_for(f"worker {number} hangs", timeout=2 * PATIENCE, count=before + 1)
+        self._wait_for_another(number, pid)
+        return held
+
+    def _stop_worker(self, number: int) -> tuple[int, frozenset[Address]]:
         pid = self.proxy.worker_pids()[number]
         os.kill(pid, signal.SIGSTOP)
         eventually(lambda: _is_stopped(pid), "the worker stands still")
-        held = frozenset(
-            pair.remote for pair in sockets_of(pid, "tcp") if pair.local[1] == self.port and pair.remote[1]
-        )
-        os.kill(pid, signal.SIGKILL)
+        held = (pair.remote for pair in sockets_of(pid, "tcp") if pair.local[1] == self.port and pair.remote[1])
+        return pid, frozenset(held)
+
+    def _wait_for_another(self, number: int, pid: int) -> None:
         eventually(lambda: self.proxy.worker_pids().get(number, pid) != pid and self._serves(number), "it is replaced")
-        return held
 
     def _serves(self, number: int) -> bool:
         pid = self.proxy.worker_pids()[number]
