@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import dns.message
 import pytest
 
 from tests.chaos.table import RECORD, Row
 from tests.chaos.traffic import PATIENCE_OF_DNS, Traffic
-from tests.chaos.world import OTHER, PROXY, TUNNEL_PORT, Scene, World
+from tests.chaos.world import CROWD, OTHER, PROXY, TUNNEL_PORT, Scene, World
 from tests.support import peers
+from tests.support.flood import UdpFlood
 from tests.support.program import copy_program
 from tests.support.proxy import ROOT
 from tests.support.traffic.source import Address, Losses
+from tests.support.traffic.udp import NAME
 from tests.support.waiting import eventually, pass_time
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.netns]
@@ -27,6 +30,8 @@ STANDSTILL: Final = 11.5
 """Seconds: longer than the supervisor waits for a heartbeat."""
 DATAGRAMS_OF_A_DEATH: Final = 3
 """That each source of UDP may lose with a worker: what was inside the process."""
+MOST_FLOWS: Final = 400
+STRANGERS: Final = 3000
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,24 @@ def reload_wrongly(scene: Scene, _traffic: Traffic) -> Excuse:
 
 def upgrade_wrongly(scene: Scene, _traffic: Traffic) -> Excuse:
     scene.upgrade_wrongly()
+    return NOTHING
+
+
+def flood_of_flows(scene: Scene, traffic: Traffic) -> Excuse:
+    query = dns.message.make_query(NAME, "A").to_wire()
+    with scene.world.among_clients():
+        flood = UdpFlood((PROXY, scene.port), CROWD.partition("/")[0])
+    with flood:
+        while flood.sent < STRANGERS:
+            flood.send(15, query)
+            pass_time(0.01)
+        assert (
+            scene.metric("sessions", protocol="udp") <= MOST_FLOWS + 50
+        )  # each worker looks at the others now and then
+        traffic.go_on()
+        assert scene.metric("sessions_closed_total", protocol="udp", reason="evicted") > STRANGERS / 2
+        assert scene.metric("datagrams_dropped_total") == 0
+        eventually(lambda: scene.metric("sessions", protocol="udp") < MOST_FLOWS / 2, "the strangers are forgotten")
     return NOTHING
 
 
@@ -222,6 +245,11 @@ FAULTS: Final = (
         upgrade_wrongly,
         trouble="no upgrade, nothing has changed",
         is_program_ours=True,
+    ),
+    Fault(
+        f"a flood of UDP from {STRANGERS} made-up addresses, with room for {MOST_FLOWS} flows",
+        flood_of_flows,
+        keys=f"udp_max_connections = {MOST_FLOWS}\n",
     ),
     Fault("a download and a tunnel quiet for three times their `idle_lifetime`", be_quiet_for_long, idle_lifetime=1),
 )

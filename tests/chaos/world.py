@@ -36,6 +36,8 @@ PROXY: Final = "10.77.1.2"
 OTHER: Final = "10.77.1.3"
 """A second address of the proxy's machine, which the proxy listens on if told to."""
 CLIENTS: Final = "10.77.1.1"
+CROWD: Final = "10.99.0.0/16"
+"""Where the clients are who are made up."""
 FAR: Final = "10.88.0.1"
 """The far end of the tunnel, from inside."""
 WEB: Final = "web.test"
@@ -56,6 +58,8 @@ class World:
         with contextlib.ExitStack() as stack:
             self._nets = nets = stack.enter_context(Namespaces("clients", "proxy", "far"))
             nets.join("clients", f"{CLIENTS}/24", "proxy", f"{PROXY}/24", f"{OTHER}/24")
+            nets.own("clients", CROWD)
+            nets.lead("proxy", CROWD, via=CLIENTS)
             nets.join("proxy", "10.77.2.2/24", "far", "10.77.2.1/24")
             with self.at_the_proxy():
                 self._start_targets(stack)
@@ -243,6 +247,11 @@ class Scene:
         self.proxy.signal(signal.SIGUSR2)
         self.generation += 1
         self.wait_for_workers(workers, apart_from=before)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The same as of the proxy, asked from where it lives."""
+        with self.world.at_the_proxy():
+            return self.proxy.metric(name, **labels)
 
     def reload_wrongly(self) -> None:
         """Have a configuration with a typo refused, and see that the one of before is in force."""

@@ -57,6 +57,14 @@ class Namespaces:
                 _ip("-n", self[name], "address", "add", address, "dev", end)
             _ip("-n", self[name], "link", "set", end, "up")
 
+    def own(self, name: str, network: str) -> None:
+        """Make each address of a network one of the namespace's own: sockets may send from any, and get the answers."""
+        _ip("-n", self[name], "route", "add", "local", network, "dev", "lo")
+
+    def lead(self, name: str, network: str, via: str) -> None:
+        """Let one of them find a network behind a neighbour's address."""
+        _ip("-n", self[name], "route", "add", network, "via", via)
+
 
 def _ip(*arguments: str) -> None:
     result = run("ip", *arguments)
