@@ -31,7 +31,12 @@ def growth(before: dict[str, Resources], after: dict[str, Resources]) -> list[st
             now.descriptors > then.descriptors
             or now.pipe_ends > then.pipe_ends + PIPE_ENDS
             or now.threads > then.threads
-            or now.memory > then.memory + MEMORY
+            or is_swollen(then, now)
         ):
             found.append(f"{role}: {then} -> {now}")
     return found
+
+
+def is_swollen(then: Resources, now: Resources) -> bool:
+    """Whether a process has clearly more memory than it had."""
+    return now.memory > then.memory + MEMORY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Final, Self
 
@@ -33,13 +34,18 @@ class Traffic:
         new = [Dns(to, patience, kept=False) for _ in range(2)]
         # Those that last have to begin first: a port that one of the others used a moment ago has a flow already.
         self._lasting: list[Source] = [SshSession(kept, scene.world.ssh), self.download, self.ping, self.iperf]
-        self._short: list[Source] = [
+        kept_short: list[Source] = [
             Repeating("requests on kept connections", self.http, 0.2, things="kept connections"),
+            Repeating("DNS queries on kept flows", old, 0.1, is_udp=True),
+        ]
+        # Who needs something new for each thing that they do.
+        self._newcomers: list[Source] = [
             Repeating("new TCP connections", self.tcp, 0.05),
             Repeating("new TLS connections", tls, 0.1),
-            Repeating("DNS queries on kept flows", old, 0.1, is_udp=True),
             Repeating("DNS queries on new flows", new, 0.05, is_udp=True),
         ]
+        self._short = kept_short + self._newcomers
+        self._open = self._lasting + kept_short
 
     def __enter__(self) -> Self:
         self._world.lead_tunnel_through(self._port)
@@ -59,9 +65,21 @@ class Traffic:
 
     def go_on(self, more: int = 3) -> None:
         """Wait until each client has done a few things more."""
-        for wait in [source.mark() for source in (*self._lasting, *self._short)]:
-            wait(more)
+        _go_on((*self._lasting, *self._short), more)
+
+    def go_on_with_what_is_open(self, more: int = 3) -> None:
+        """The same, only for those who need nothing new."""
+        _go_on(self._open, more)
+
+    def lost_by_newcomers(self) -> dict[str, int]:
+        """How much those have lost so far who need something new each time, by the names of the sources."""
+        return {source.name: source.lost for source in self._newcomers}
 
     def stop(self) -> list[Losses]:
         """End all clients in order, and return what each source did and lost."""
         return [source.stop() for source in (*self._lasting, *self._short)]
+
+
+def _go_on(sources: Iterable[Source], more: int) -> None:
+    for wait in [source.mark() for source in sources]:
+        wait(more)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
-import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 
 from tests.e2e.conftest import StartProxy
 from tests.support import seccomp
+from tests.support.descriptors import no_more_descriptors
 from tests.support.netns import Namespaces, inside
 from tests.support.proxy import Proxy
 from tests.support.seccomp import Rule
@@ -38,19 +37,6 @@ def cpu_seconds(pid: int) -> float:
     """CPU time of a process so far: fields utime and stime of proc(5)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-@contextlib.contextmanager
-def no_more_descriptors(pid: int) -> Iterator[None]:
-    """Meanwhile the process gets none beside those that it has."""
-    used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}  # noqa: PTH208  names are what is wanted
-    least = next(number for number in itertools.count() if number not in used)
-    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (least, before[1]))
-    try:
-        yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
 def is_served(client: socket.socket) -> bool:

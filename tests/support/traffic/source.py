@@ -96,6 +96,12 @@ class Source(ABC):
         with self._changed:
             return sum(self._done)
 
+    @property
+    def lost(self) -> int:
+        """How many things were lost so far, by all clients."""
+        with self._changed:
+            return len(self._lost)
+
     def wait_for_first(self) -> None:
         """Wait until each client has done one thing."""
         with self._changed:
