@@ -22,6 +22,7 @@ from tests.chaos.growth import growth, snapshot
 from tests.chaos.test_faults import DATAGRAMS_OF_A_DEATH, PATIENT_DRAIN
 from tests.chaos.traffic import Traffic
 from tests.chaos.world import OTHER, PROXY, Scene, World
+from tests.support.program import copy_program
 from tests.support.traffic.source import LONGEST, Address, Conversation, Losses
 from tests.support.waiting import eventually, pass_time
 
@@ -30,10 +31,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.netns]
 SECONDS: Final = float(os.environ.get("RPXY_L4_SOAK_SECONDS", "15"))
 SEED: Final = int(os.environ.get("RPXY_L4_SOAK_SEED", "1"))
 WORKERS: Final = 2
-PATIENCE: Final = 12.0
-"""Of DNS clients: a worker that died again and again is not replaced at once."""
+PATIENCE: Final = 20.0
+"""Of DNS clients: a worker that hangs, or died again and again, is not replaced at once."""
 UNWRITTEN: Final = 1.0
 """Seconds around its death of which a worker's lines in the access log may be missing."""
+LINE: Final = 20
+"""Bytes at most of a line to the target that sends one back."""
 
 CPU_SECONDS: Final = 0.1
 """What a new admin process may say less: of the dead it knows what wait4(2) counted, not what /proc showed before."""
@@ -104,6 +107,17 @@ class Hazards:
         self.deaths.append(time.monotonic())
         self.killed |= self.scene.kill_worker(self.chance.choice(self.scene.staying()))
 
+    def hang(self) -> None:
+        """The same, with some ten seconds between the last that it did and its end."""
+        self.deaths.append(time.monotonic())
+        self.killed |= self.scene.hang_worker(self.chance.choice(self.scene.staying()))
+
+    def reload_wrongly(self) -> None:
+        self.scene.reload_wrongly()
+
+    def upgrade_wrongly(self) -> None:
+        self.scene.upgrade_wrongly()
+
     def kill_admin(self) -> None:
         # Where it is not there, it is not replaced yet: each time in a row takes longer.
         if victim := self.scene.admin_pid():
@@ -130,13 +144,18 @@ class Hazards:
     def all(self) -> None:
         """Each of them once."""
         before = (self.reload, self.address, self.address, self.kill, self.kill_admin, self.freeze, self.log_files)
-        for act in (*before, self.scale, self.upgrade, self.kill):
+        between = (self.scale, self.reload_wrongly, self.upgrade, self.upgrade_wrongly)
+        for act in (*before, *between, self.kill):
             act()
 
     def go_on_for(self, seconds: float) -> None:
+        if not seconds:
+            return
         until = time.monotonic() + seconds
+        self.hang()  # takes long, and so comes once
         often = (self.reload, self.address, self.kill, self.freeze)
-        acts = (*often, *often, self.kill_admin, self.log_files)
+        sometimes = (self.kill_admin, self.log_files, self.reload_wrongly, self.upgrade_wrongly)
+        acts = (*often, *often, *sometimes)
         while time.monotonic() < until:
             self.chance.choice(acts)()
             pass_time(self.chance.uniform(0.1, 0.8))
@@ -145,10 +164,11 @@ class Hazards:
 @pytest.mark.skipif("RPXY_L4_SOAK_SECONDS" not in os.environ, reason="`make soak` runs it")
 @pytest.mark.timeout(int(120 + 2 * SECONDS))
 def test_nothing_is_lost_leaks_or_is_miscounted(world: World, tmp_path: Path) -> None:
-    with Scene(
-        world, tmp_path, f'{PATIENT_DRAIN}listen_address_v4 = ["{PROXY}", "{OTHER}"]\n', idle_lifetime=5
-    ) as scene:
-        scene.proxy.expect_trouble("has died")
+    keys = f'{PATIENT_DRAIN}listen_address_v4 = ["{PROXY}", "{OTHER}"]\n'
+    program = copy_program(tmp_path / "program")
+    with Scene(world, tmp_path, keys, idle_lifetime=5, program=program) as scene:
+        for trouble in ("has died", "hangs", "the configuration was not reloaded", "no upgrade, nothing has changed"):
+            scene.proxy.expect_trouble(trouble)
         scraper, hazards = Scraper(scene), Hazards(scene)
         scraper.start()
 
@@ -169,6 +189,7 @@ def test_nothing_is_lost_leaks_or_is_miscounted(world: World, tmp_path: Path) ->
         assert scraper.scrapes > SECONDS / 2
         assert unexcused(first + losses, hazards) == []
         assert open_without_end(metrics) == {}
+        assert_the_counters_know(scene, metrics, hazards)
         assert_the_log_knows(
             scene, [each for client in (*traffic.http, *traffic.tcp) for each in client.ended], hazards
         )
@@ -203,6 +224,24 @@ def open_without_end(metrics: dict[Series, float]) -> dict[frozenset[tuple[str, 
         series = frozenset(label for label in labels if label[0] != "reason")
         balance[series] += {"rpxy_l4_sessions_total": value, "rpxy_l4_sessions_closed_total": -value}.get(name, 0)
     return {series: left for series, left in balance.items() if left}
+
+
+def assert_the_counters_know(scene: Scene, metrics: dict[Series, float], hazards: Hazards) -> None:
+    """They have every byte that a line tells of; what an echo got, it gave back, but for lost connections."""
+    counted: dict[tuple[str, str, str], float] = collections.defaultdict(float)
+    for (name, labels), value in metrics.items():
+        if name == "rpxy_l4_bytes_total":
+            told = dict(labels)
+            counted[told["protocol"], told["route"], told["direction"]] += value
+    logged: dict[tuple[str, str, str], int] = collections.defaultdict(int)
+    for line in scene.proxy.access_lines():
+        if line["event"] == "session":
+            for direction in ("in", "out"):
+                logged[line["transport"], line["route"], direction] += int(line[f"bytes_{direction}"])
+    assert {key: (counted[key], size) for key, size in logged.items() if counted[key] < size} == {}
+    echoed = [counted["tcp", "default", direction] for direction in ("in", "out")]
+    assert 0 <= echoed[0] - echoed[1] <= LINE * len(hazards.killed), echoed
+    assert echoed[1] > 0
 
 
 def assert_the_log_knows(scene: Scene, conversations: list[Conversation], hazards: Hazards) -> None:
