@@ -25,6 +25,7 @@ from tests.support.flood import UdpFlood
 from tests.support.hellos import openssl_hello
 from tests.support.program import copy_program
 from tests.support.proxy import ROOT
+from tests.support.service_manager import ServiceManager
 from tests.support.traffic.source import Address, Losses
 from tests.support.traffic.udp import NAME
 from tests.support.waiting import eventually, pass_time
@@ -73,6 +74,8 @@ class Fault:
     """The address that TCP sessions use which last."""
     is_clock_ours: bool = False
     """The proxy's wall clock is what the file ``clock`` in its folder says."""
+    is_managed: bool = False
+    """A service manager keeps what it is given."""
     is_program_ours: bool = False
     """The program is a copy, which may be changed."""
 
@@ -121,6 +124,12 @@ def hang_a_worker(scene: Scene, _traffic: Traffic) -> Excuse:
 def kill_the_supervisor(scene: Scene, _traffic: Traffic) -> Excuse:
     scene.lose_supervisor()
     return NOTHING
+
+
+def kill_the_supervisor_of_a_service(scene: Scene, _traffic: Traffic) -> Excuse:
+    scene.lose_supervisor()
+    scene.start_again()
+    return Excuse(datagrams=DATAGRAMS_OF_A_DEATH * len(scene.orphans))
 
 
 def reload_wrongly(scene: Scene, _traffic: Traffic) -> Excuse:
@@ -280,6 +289,13 @@ FAULTS: Final = (
         keys='on_supervisor_loss = "serve"\n',
         trouble="the supervisor is gone",
     ),
+    Fault(
+        "`kill -9` of the supervisor, and another start by a service manager that kept its sockets",
+        kill_the_supervisor_of_a_service,
+        keys=PATIENT_DRAIN,
+        trouble="the supervisor is gone",
+        is_managed=True,
+    ),
     Fault("`TTIN`: a worker more", one_worker_more, keys=PATIENT_DRAIN),
     Fault("`TTOU`: a worker less", one_worker_less, keys="workers = 3\n" + PATIENT_DRAIN),
     Fault("4 instead of 2 `workers` by a reload", more_workers_by_reload, keys=PATIENT_DRAIN),
@@ -333,11 +349,18 @@ def test_a_fault_costs_only_what_it_must(world: World, tmp_path: Path, fault: Fa
 
 
 def run(world: World, folder: Path, fault: Fault) -> None:
-    environment = faked_clock(folder) if fault.is_clock_ours else {}
-    program = copy_program(folder / "program") if fault.is_program_ours else ROOT
-    with Scene(
-        world, folder, fault.keys, idle_lifetime=fault.idle_lifetime, environment=environment, program=program
-    ) as scene:
+    with contextlib.ExitStack() as stack:
+        scene = stack.enter_context(
+            Scene(
+                world,
+                folder,
+                fault.keys,
+                idle_lifetime=fault.idle_lifetime,
+                environment=faked_clock(folder) if fault.is_clock_ours else {},
+                program=copy_program(folder / "program") if fault.is_program_ours else ROOT,
+                manager=stack.enter_context(ServiceManager(str(folder / "notify"))) if fault.is_managed else None,
+            )
+        )
         if fault.trouble:
             scene.proxy.expect_trouble(fault.trouble)
         with Traffic(scene, patience=fault.patience, kept_by=fault.kept_by) as traffic:

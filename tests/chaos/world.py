@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from tests.support.http3 import Http3Target
 from tests.support.netns import Namespaces, inside
@@ -22,6 +22,7 @@ from tests.support.ports import free_port
 from tests.support.program import change
 from tests.support.proxy import ROOT, Proxy, process_title
 from tests.support.resources import Resources
+from tests.support.service_manager import ServiceManager
 from tests.support.sockets_of import sockets_of
 from tests.support.targets import TcpTarget
 from tests.support.tls_files import make_tls_files
@@ -110,9 +111,9 @@ class World:
         with inside(self._nets["proxy"]):
             yield
 
-    def proxy(self, folder: Path, config: str, environment: Mapping[str, str], program: Path) -> Proxy:
+    def proxy(self, folder: Path, config: str, **options: Any) -> Proxy:
         """A proxy in its namespace, not started yet."""
-        return Proxy(folder, config, netns=self._nets["proxy"], environment=environment, program=program)
+        return Proxy(folder, config, netns=self._nets["proxy"], **options)
 
     def config(self, variant: int, extra: str, idle_lifetime: int) -> str:
         """A configuration; variants lead new sessions to other targets, and differ in a route that nobody uses.
@@ -162,25 +163,46 @@ class Scene:
         idle_lifetime: int = 30,
         environment: Mapping[str, str] | None = None,
         program: Path = ROOT,
+        manager: ServiceManager | None = None,
     ) -> None:
         """``keys`` of the configuration's top level. ``idle_lifetime`` is that of downloads and tunnels.
 
-        ``program`` is the folder of the package to run; one that a fault changes has to be a copy.
+        ``program`` is the folder of the package to run; one that a fault changes has to be a copy. ``manager`` is told
+        by the proxy how it is, and keeps what it is given.
         """
         self.world = world
         self.program = program
         self.orphans: frozenset[int] = frozenset()
-        """Processes whose supervisor was killed, and that serve on; the scene's end is theirs."""
+        """Workers whose supervisor was killed, and who are not ended by another; the scene's end is theirs."""
+        self._folder = folder
+        self._manager = manager
+        self._former: list[Proxy] = []
+        """Proxies whose supervisor was killed."""
         self.variant = 0
         self.generation = 1
         self._keys = keys
         self._idle_lifetime = idle_lifetime
-        self.proxy = world.proxy(folder, self._config(), environment or {}, program)
+        self._environment = environment or {}
+        self.proxy = self._make_proxy(folder)
         self.port = self.proxy.port
 
+    def _make_proxy(self, folder: Path, **options: Any) -> Proxy:
+        options |= {"environment": self._environment, "program": self.program}
+        if self._manager is not None:
+            options["environment"] = {**self._environment, **self._manager.environment()}
+            options |= {"launcher": self._manager.launcher(), "pass_fds": self._manager.descriptors()}
+        return self.world.proxy(folder, self._config(), **options)
+
     def __enter__(self) -> Self:
-        self.proxy.__enter__()
+        self._start()
         return self
+
+    def _start(self) -> None:
+        self.proxy.start()
+        if self._manager is not None:
+            # Who does not listen at once misses most: few messages wait.
+            self._manager.hear_until("READY=1")
+        self.proxy.wait_for("generation 1 applied on")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -195,11 +217,12 @@ class Scene:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
             eventually(lambda: not any(map(process_title, self.orphans)), "the orphans have ended")
-            self.proxy.__exit__(kind, error, trace)
+            for proxy in (self.proxy, *self._former):
+                proxy.__exit__(kind, error, trace)
 
     def _assert_is_in_order(self) -> None:
         """What holds whatever has happened: the supervisor never began a thread, and nobody was surprised."""
-        if not self.orphans:
+        if self.proxy.has_not_ended():
             assert Resources.of(self.proxy.pid).threads == 1
         assert [line for line in self.proxy.log() if line.startswith("Traceback")] == []
 
@@ -280,11 +303,19 @@ class Scene:
         return sum(text in line for line in self.proxy.log())
 
     def lose_supervisor(self) -> None:
-        """Kill it; whoever was its child is an orphan."""
-        workers = frozenset(self.proxy.worker_pids().values())
-        self.orphans = workers
+        """Kill it."""
+        self.orphans = frozenset(self.proxy.worker_pids().values())
         self.proxy.signal(signal.SIGKILL)
-        self.proxy.wait_for("serving on, until TERM", count=len(workers))
+        self.proxy.wait_for("the supervisor is gone", count=len(self.orphans))
+
+    def start_again(self) -> None:
+        """Have another supervisor go on with what the service manager has kept of one that is gone."""
+        self._former.append(self.proxy)
+        folder = self._folder / f"life {len(self._former)}"
+        folder.mkdir()
+        self.generation = 1
+        self.proxy = self._make_proxy(folder, port=self.port)
+        self._start()
 
     def kill_worker(self, number: int) -> frozenset[Address]:
         """Kill it, wait for its replacement, and return the clients of the TCP connections that it had.

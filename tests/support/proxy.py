@@ -101,6 +101,7 @@ class Proxy:
         environment: Mapping[str, str] | None = None,
         as_it_stands: bool = False,
         program: Path = ROOT,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         """Keys that ``config`` does not set get values that suit a test: a free port on 127.0.0.1, two workers.
 
@@ -109,6 +110,7 @@ class Proxy:
         ``max_files`` is the soft and the hard limit to start with. Without ``reads_access_log`` nobody reads standard
         output before the end. ``environment`` is added to that of the tests.
         With ``as_it_stands`` nothing is added to ``config``. ``program`` is the folder of the package to run.
+        ``pass_fds`` are descriptors for ``launcher`` to inherit.
         """
         self.folder = folder
         self.port = free_port() if port is None else port
@@ -120,6 +122,7 @@ class Proxy:
         self._max_files = max_files
         self._netns = netns
         self._program = program
+        self._pass_fds = pass_fds
         self._environment = {**os.environ, **(environment or {})}
         self._may_read_access = threading.Event()
         if reads_access_log:
@@ -176,6 +179,7 @@ class Proxy:
             text=True,
             errors="backslashreplace",
             start_new_session=True,
+            pass_fds=self._pass_fds,
             preexec_fn=before_exec,  # noqa: PLW1509  it makes one system call
         )
         assert self._process.stdout is not None
@@ -213,6 +217,10 @@ class Proxy:
         self._access.join()
         self._events.join()
         return self.exit_status
+
+    def has_not_ended(self) -> bool:
+        """Whether the supervisor lives."""
+        return self._process.poll() is None
 
     def _kill_all(self) -> None:
         # Its own session and so its own group: nothing else is in it.

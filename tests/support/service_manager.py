@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -23,7 +22,7 @@ for place, copy in enumerate([fcntl.fcntl(number, fcntl.F_DUPFD, 600) for number
     os.dup2(copy, place)
 os.closerange(3 + len(numbers), 1200)
 os.environ["LISTEN_PID"] = str(os.getpid())
-os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
@@ -76,14 +75,34 @@ class ServiceManager:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start Python with these arguments, and with all that is kept. It lives no longer than this block."""
-        numbers = [descriptor for _, descriptor in self.kept]
-        environ = {**os.environ, **self.environ}
-        if numbers:
-            names = ":".join(name for name, _ in self.kept)
-            environ |= {"LISTEN_FDS": str(len(numbers)), "LISTEN_FDNAMES": names}
-        process = _python(["-I", "-S", "-c", _LAUNCH, " ".join(map(str, numbers)), *arguments], numbers, environ)
+        process = subprocess.Popen(
+            [*self.launcher(), sys.executable, *arguments],
+            cwd=_ROOT,
+            env={**os.environ, **self.environment()},
+            pass_fds=self.descriptors(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self._processes.append(process)
         return process
+
+    # What a program that others start has to be given: these three together.
+
+    def launcher(self) -> list[str]:
+        """The command that becomes the one behind it, once what is kept is where that looks for it."""
+        return [sys.executable, "-I", "-S", "-c", _LAUNCH, " ".join(map(str, self.descriptors()))]
+
+    def environment(self) -> dict[str, str]:
+        """To be added to that of the program."""
+        if not self.kept:
+            return self.environ
+        names = ":".join(name for name, _ in self.kept)
+        return {**self.environ, "LISTEN_FDS": str(len(self.kept)), "LISTEN_FDNAMES": names}
+
+    def descriptors(self) -> list[int]:
+        """To be inherited, under these numbers."""
+        return [descriptor for _, descriptor in self.kept]
 
     @staticmethod
     def kill(process: subprocess.Popen[str]) -> None:
@@ -92,15 +111,3 @@ class ServiceManager:
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
-
-
-def _python(arguments: Sequence[str], keep: Sequence[int], environ: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=_ROOT,
-        env=environ,
-        pass_fds=keep,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
