@@ -62,7 +62,8 @@ POWERS: Final[dict[str, tuple[str, ...]]] = {
     "prometheus_client": ("rpxy_l4.admin",),
     "select": ("rpxy_l4.demo", "rpxy_l4.logs", "rpxy_l4.workers"),
     "selectors": ("rpxy_l4.supervisor",),
-    "signal": ("rpxy_l4.admin", "rpxy_l4.demo", "rpxy_l4.supervisor", "rpxy_l4.workers"),
+    # The logs: writing to a terminal may send one.
+    "signal": ("rpxy_l4.admin", "rpxy_l4.demo", "rpxy_l4.logs", "rpxy_l4.supervisor", "rpxy_l4.workers"),
     "socket": ("rpxy_l4.admin", "rpxy_l4.demo", "rpxy_l4.net", "rpxy_l4.supervisor.systemd", "rpxy_l4.workers"),
     "ssl": ("rpxy_l4.demo",),
     "subprocess": ("rpxy_l4.demo", "rpxy_l4.supervisor.upgrade"),

@@ -141,7 +141,7 @@ def test_connections_that_wait_for_a_stopped_worker_are_served_by_its_replacemen
 
 
 @pytest.mark.slow
-def test_a_worker_that_hangs_says_where_and_is_replaced(tmp_path: Path) -> None:
+def test_a_worker_and_an_admin_process_that_hang_are_replaced_and_the_worker_says_where(tmp_path: Path) -> None:
     program, gate, logs = copy_program(tmp_path / "program"), tmp_path / "gate", tmp_path / "logs"
     begins = "    def accept(self, most: int) -> None:\n"
     hangs = f"        while os.path.exists({str(gate)!r}):\n            pass\n"
@@ -155,6 +155,8 @@ def test_a_worker_that_hangs_says_where_and_is_replaced(tmp_path: Path) -> None:
         victim = proxy.worker_pids()[1]
         proxy.signal(signal.SIGUSR1)  # which opens the log again
         eventually(lambda: "log files opened again" in log.read_text())
+        admin = admin_pid(proxy)
+        os.kill(admin, signal.SIGSTOP)
         gate.touch()
         with proxy.connect(timeout=60) as client:
             client.shutdown(socket.SHUT_WR)
@@ -164,6 +166,8 @@ def test_a_worker_that_hangs_says_where_and_is_replaced(tmp_path: Path) -> None:
             assert read_all(client) == b"served\n"
 
         assert replacement_of(proxy, 1, victim)
+        eventually(lambda: "the admin process hangs (no heartbeat for" in log.read_text())
+        eventually(lambda: admin_pid(proxy) not in (0, admin), "the admin process is replaced")
         assert "Fatal Python error: Aborted" in log.read_text()
         assert "in accept\n" in log.read_text()
         proxy.wait_for_metric("worker_restarts_total", 1, cause="heartbeat")
@@ -210,20 +214,6 @@ def test_the_processor_time_of_dead_workers_outlives_the_admin_process(start_pro
         eventually(lambda: admin_pid(proxy) not in (0, victim), "the admin process is replaced")
 
         assert proxy.metric("worker_cpu_seconds_total", worker="1") >= used
-
-
-@pytest.mark.slow
-def test_an_admin_process_that_hangs_is_replaced(start_proxy: StartProxy) -> None:
-    with TcpTarget(echo) as target:
-        proxy = start_proxy(f'tcp_target = ["{target.text}"]\nworkers = 1\n')
-        proxy.expect_trouble("admin")
-        proxy.metrics_text()
-        victim = admin_pid(proxy)
-        os.kill(victim, signal.SIGSTOP)
-
-        proxy.wait_for("the admin process hangs (no heartbeat for", timeout=30)
-        eventually(lambda: admin_pid(proxy) not in (0, victim), "the admin process is replaced")
-        proxy.metrics_text()
 
 
 def test_a_worker_is_replaced_while_the_log_directory_cannot_be_used(tmp_path: Path) -> None:
