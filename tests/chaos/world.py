@@ -259,10 +259,10 @@ class Scene:
 
         eventually(are_there, f"{count} workers")
 
-    def staying(self) -> list[int]:
-        """The workers that are not leaving."""
+    def staying(self) -> dict[int, int]:
+        """The workers that are not leaving, with their processes."""
         ready = re.compile(rf"^rpxy-l4: worker \d+ gen {self.generation}$")
-        return [number for number, pid in self.proxy.worker_pids().items() if ready.match(process_title(pid))]
+        return {number: pid for number, pid in self.proxy.worker_pids().items() if ready.match(process_title(pid))}
 
     def upgrade(self, workers: int) -> None:
         """Have the program replaced in place, and wait until all its workers are new."""
@@ -285,8 +285,8 @@ class Scene:
         self.wait_for_workers(len(self.staying()))
 
     def upgrade_wrongly(self) -> None:
-        """Have programs refused that cannot take over, and see that all processes are those of before."""
-        before = self.proxy.children().keys()
+        """Have programs refused that cannot take over, and see that those of before serve."""
+        before = self.staying()
         for module, old, new in (
             ("cli.py", "from __future__ import annotations", 'raise SystemExit("broken")'),
             ("supervisor/upgrade.py", "FORMAT: Final = ", "FORMAT: Final = 9"),
@@ -296,7 +296,7 @@ class Scene:
             self.proxy.signal(signal.SIGUSR2)
             self.proxy.wait_for("no upgrade, nothing has changed", count=refusals + 1)
             change(self.program, module, new, old)
-        assert self.proxy.children().keys() == before
+        assert self.staying() == before
 
     def _said(self, text: str) -> int:
         """How many lines of the log have it."""
