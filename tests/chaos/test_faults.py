@@ -205,11 +205,14 @@ def kill_the_admin(scene: Scene, _traffic: Traffic) -> Excuse:
 
 def suspend_all(scene: Scene, traffic: Traffic) -> Excuse:
     before = scene.proxy.children().keys()
+    # What waits meanwhile has to fit into the buffer of a socket: beside iperf3, some pings found no room.
+    traffic.iperf.rest()
     os.killpg(scene.proxy.pid, signal.SIGSTOP)
     try:
         pass_time(STANDSTILL)
     finally:
         os.killpg(scene.proxy.pid, signal.SIGCONT)
+    traffic.iperf.go_on()
     traffic.go_on()
     pass_time(2.0)  # in which whoever is held to hang would be killed
     assert scene.proxy.children().keys() == before
