@@ -408,8 +408,8 @@ class Supervisor:
         if before is not None and 1 < before.generation != self._announced:
             # A reload does not wait for the one before when no worker lives to apply that.
             self._count_reload("failure")
+            _LOG.error("generation %d was never in force on all workers", before.generation)
             never = f"generation {before.generation} was never in force on all workers"
-            _LOG.error("%s", never)
             self._desk.tell(_roll_out(before.generation), ExitStatus.FAILURE, never)
         self._incoming, self._in_force = None, snapshot
         self._status_is_due = True
@@ -541,9 +541,8 @@ class Supervisor:
 
     def _refuse(self, why: str, status: ExitStatus) -> None:
         self._count_reload("failure")
-        refused = f"the configuration was not reloaded, nothing has changed:\n{why}"
-        _LOG.error("%s", refused)
-        self._desk.tell(_NEXT_RELOAD, status, refused)
+        _LOG.error("the configuration was not reloaded, nothing has changed:\n%s", why)
+        self._desk.tell(_NEXT_RELOAD, status, f"the configuration was not reloaded, nothing has changed:\n{why}")
         self._notifier.ready(f"the configuration file is wrong; in force is that of before: {why}")
 
     def _count_reload(self, result: str) -> None:
@@ -858,9 +857,8 @@ class Supervisor:
             self._become_new()
 
     def _refuse_upgrade(self, why: str) -> None:
-        refused = f"no upgrade, nothing has changed: {why}"
-        _LOG.error("%s", refused)
-        self._desk.tell(_UPGRADE, ExitStatus.FAILURE, refused)
+        _LOG.error("no upgrade, nothing has changed: %s", why)
+        self._desk.tell(_UPGRADE, ExitStatus.FAILURE, f"no upgrade, nothing has changed: {why}")
 
     def _state(self) -> State:
         """Return what another program needs to go on from here."""
