@@ -7,7 +7,7 @@ RUN := $(VENV)/bin
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo check quick test soak lint format wheel programs bench clean
+.PHONY: help demo check quick test soak lint format wheel compiled programs bench clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z]*\):.*##/\1/p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "  make %-10s%s\n", name, $$0 }'
@@ -16,7 +16,7 @@ demo: $(VENV)/.installed-demo  ## set up what the proxy needs and run it, in the
 	$(RUN)/rpxy-l4 demo
 
 # The tests come last, so that their summary is the last line of the whole run.
-check: programs lint wheel test  ## set up everything, then format, lint, types, the wheel, and all tests
+check: programs lint wheel compiled test  ## set up everything, then format, lint, types, the wheel, and all tests
 
 quick: $(VENV)/.installed-dev  ## the fast tests only: under a minute
 	$(RUN)/pytest -m "not slow and not e2e"
@@ -38,6 +38,9 @@ format: $(VENV)/.installed-dev  ## write the code in its one format, and mend wh
 
 wheel: $(VENV)/.installed-dev  ## build the wheel and try it in a clean environment
 	scripts/try-wheel $(RUN)/python
+
+compiled: $(VENV)/.installed-dev programs  ## compile the data path in a copy, and run the tests of it there
+	scripts/try-compiled $(RUN)/python
 
 programs:  ## install the Debian packages that the end-to-end tests drive, where any is missing
 	scripts/install-test-programs

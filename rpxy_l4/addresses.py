@@ -12,6 +12,9 @@ from rpxy_l4.errors import quote
 
 MAX_PORT: Final = 65_535
 
+SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+"""Of IPv4 or IPv6, as the module ``socket`` writes it: literal, port, and for IPv6 flow label and scope."""
+
 # RFC 1035 section 2.3.4, counted without the final dot.
 _MAX_NAME: Final = 253
 # Underscores are no part of a host name (RFC 952), but names of containers and of services have them and resolve.

@@ -251,9 +251,17 @@ def _print_version(*, verbose: bool) -> None:
         return
     rows = [("Python", f"{platform.python_version()} ({platform.python_implementation()})")]
     rows += [(package, _version_of(package)) for package in ("uvloop", "cryptography")]
+    rows.append(("data path", "compiled" if _is_compiled() else "interpreted"))
     rows += [("kernel", f"{platform.system()} {platform.release()}"), *features()]
     for name, value in rows:
         print(f"{name + ':':<14} {value}")
+
+
+def _is_compiled() -> bool:
+    from importlib.util import find_spec
+
+    spec = find_spec("rpxy_l4.workers.relay")
+    return spec is not None and not (spec.origin or "").endswith(".py")
 
 
 def _version_of(package: str) -> str:

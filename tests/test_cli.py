@@ -80,7 +80,7 @@ def test_the_long_version_tells_what_it_runs_on() -> None:
 
     assert shown.returncode == 0
     names = [line.partition(":")[0] for line in shown.stdout.splitlines()[1:]]
-    assert names[:4] == ["Python", "uvloop", "cryptography", "kernel"]
+    assert names[:5] == ["Python", "uvloop", "cryptography", "data path", "kernel"]
     assert {"UDP_GRO", "splice", "pidfd", "inotify", "open files"} <= set(names)
 
 

@@ -12,8 +12,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from rpxy_l4.addresses import SocketAddress
 from rpxy_l4.metrics.layout import Cell
-from rpxy_l4.net.connection_inbox import Address, InboxEntry
+from rpxy_l4.net.connection_inbox import InboxEntry
 
 _MARGIN: Final = 2
 """Sessions that another one must have less: with one, short connections of an idle machine would go back and forth."""
@@ -90,7 +91,7 @@ class Colleagues:
         self._known = {number: self._known[number] for number in behind}
         self._at = -1.0
 
-    def hand(self, connection: int, client: Address, now: float) -> bool:
+    def hand(self, connection: int, client: SocketAddress, now: float) -> bool:
         """Hand a connection that was just accepted to somebody with clearly fewer sessions.
 
         Returns True when that was done; the descriptor is closed then. ``now`` is the time of a batch.

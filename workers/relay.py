@@ -99,6 +99,7 @@ _NOBODY: Final = _Nobody()
 class Direction:
     """One direction, told by the poller about its source. Owns neither descriptor."""
 
+    __deletable__ = ("other",)  # for mypyc, where the class is compiled
     __slots__ = ("_cells", "_conduit", "_counter", "_ended", "_pending", "_pipe", "_piped", "cut", "done",
                  "hup", "is_bulk", "is_plain", "moved", "other", "parent", "readable", "sink", "source")  # fmt: skip
 

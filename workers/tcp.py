@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Final
 
+from rpxy_l4.addresses import SocketAddress
 from rpxy_l4.detect.tcp import TcpDetector
 from rpxy_l4.endings import ConnectResult, Detected, Reason, Rejection
 from rpxy_l4.metrics.layout import (
@@ -90,7 +91,7 @@ class TcpListener:
         bind: Bind | str,
         sock: socket.socket,
         sessions: set[TcpSession],
-        accept: Callable[[], tuple[int, tuple[str, int]]] | None = None,
+        accept: Callable[[], tuple[int, SocketAddress]] | None = None,
     ) -> None:
         """Begin to accept once :meth:`resume` is called; new sessions are added to ``sessions``.
 
@@ -171,7 +172,7 @@ class TcpListener:
             os.set_blocking(client, False)
             self._begin(client, address)
 
-    def _begin(self, client: int, address: tuple[str, int]) -> None:
+    def _begin(self, client: int, address: SocketAddress) -> None:
         context, generation = self._context, self.generation
         if generation is None or generation.tcp is None:
             os.close(client)

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
+from rpxy_l4.addresses import SocketAddress
 from rpxy_l4.control import FlowRecord
 from rpxy_l4.detect.udp import UdpDetector, may_begin, may_continue
 from rpxy_l4.endings import Detected, Drop, Reason, Rejection
@@ -43,7 +44,7 @@ from rpxy_l4.metrics.layout import (
 from rpxy_l4.net import datagram
 from rpxy_l4.net.ancillary import Ancillary
 from rpxy_l4.net.burst import Burst, Message, bursts, count, split
-from rpxy_l4.net.datagram import Address, Sender
+from rpxy_l4.net.datagram import Sender
 from rpxy_l4.net.inbox import address_of
 from rpxy_l4.net.mmsg import DATAGRAM_BYTES, MOST
 from rpxy_l4.snapshot import Bind, Route, Side, Target
@@ -337,7 +338,7 @@ class UdpFlow:
         generation: Generation,
         half: Half,
         key: Key,
-        client: Address,
+        client: SocketAddress,
         reply: Ancillary | None,
     ) -> None:
         """Begin undecided, unless there is nothing to detect."""

@@ -15,12 +15,12 @@ import termios
 from array import array
 from typing import Final
 
+from rpxy_l4.addresses import SocketAddress
+
 # An IP literal of 45 bytes at most and a port. All messages have one length, so that each costs the queue the same.
 _LENGTH: Final = 64
 _ANCILLARY: Final = socket.CMSG_SPACE(array("i").itemsize)
 _NO_NUMBER: Final = bytes(array("i").itemsize)
-
-Address = tuple[str, int]
 
 
 class ConnectionInbox:
@@ -36,7 +36,7 @@ class ConnectionInbox:
         """Return the end that a descriptor stands for, which is owned from now on."""
         return cls(socket.socket(fileno=descriptor))
 
-    def receive(self) -> tuple[int, Address]:
+    def receive(self) -> tuple[int, SocketAddress]:
         """Return the next connection, a descriptor that is the caller's, and the address of its client.
 
         Raises BlockingIOError when there is none. Raises OSError (EMFILE) when this process had no room for the
@@ -73,7 +73,7 @@ class InboxEntry:
         """Return the end that a descriptor stands for, which is owned from now on."""
         return cls(socket.socket(fileno=descriptor))
 
-    def send(self, connection: int, client: Address) -> bool:
+    def send(self, connection: int, client: SocketAddress) -> bool:
         """Put a copy of a connection into the inbox; the caller's stays the caller's.
 
         Returns False when that failed: the inbox is full, nobody will ever read it, or the system is short of

@@ -12,10 +12,9 @@ import socket
 import struct
 from typing import Final
 
+from rpxy_l4.addresses import SocketAddress
 from rpxy_l4.net.ancillary import SOL_UDP, UDP_GRO, UDP_SEGMENT, Ancillary
 from rpxy_l4.net.burst import Burst, split
-
-Address = tuple[str, int] | tuple[str, int, int, int]
 
 _SEGMENT: Final = struct.Struct("=H")
 # The kernel or the device cannot segment here (no checksum offload, an old virtio): plain sends work.
@@ -56,7 +55,9 @@ class Sender:
 
     __slots__ = ("_ancillary", "_segments", "_socket", "_to")
 
-    def __init__(self, sock: socket.SocketType, to: Address | None = None, reply: Ancillary | None = None) -> None:
+    def __init__(
+        self, sock: socket.SocketType, to: SocketAddress | None = None, reply: Ancillary | None = None
+    ) -> None:
         """Send through a connected socket, or to ``to`` with the source address that ``reply`` names."""
         self._socket = sock
         self._to = to

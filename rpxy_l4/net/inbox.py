@@ -13,6 +13,7 @@ import struct
 import sys
 from typing import Final
 
+from rpxy_l4.addresses import SocketAddress
 from rpxy_l4.net.ancillary import ANCILLARY_BYTES, AncillaryReader
 from rpxy_l4.net.burst import Burst, Message, bursts, cut
 from rpxy_l4.net.mmsg import DATAGRAM_BYTES, MOST, NAME_BYTES, Headers, NotHereError, address_of_room, room
@@ -35,7 +36,7 @@ _MOST_LAYOUTS: Final = 64
 _LEAST: Final = 512
 
 
-def address_of(name: bytes) -> tuple[str, int] | tuple[str, int, int, int]:
+def address_of(name: bytes) -> SocketAddress:
     """Return a sender's address as ``socket`` writes it."""
     if len(name) == _IPV4.size:
         _, port, host = _IPV4.unpack(name)
@@ -44,7 +45,7 @@ def address_of(name: bytes) -> tuple[str, int] | tuple[str, int, int, int]:
     return socket.inet_ntop(socket.AF_INET6, host), int.from_bytes(port, "big"), socket.ntohl(flow), scope
 
 
-def _name_of(address: tuple[str, int] | tuple[str, int, int, int]) -> bytes:
+def _name_of(address: SocketAddress) -> bytes:
     port = address[1].to_bytes(2, "big")
     if len(address) == 2:  # noqa: PLR2004  host and port: IPv4
         return _IPV4.pack(socket.AF_INET, port, socket.inet_pton(socket.AF_INET, address[0]))

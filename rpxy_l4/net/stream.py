@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from rpxy_l4.addresses import SocketAddress
 from rpxy_l4.endings import ConnectResult
 
 PIPE_BYTES: Final = 1 << 20
@@ -25,13 +26,13 @@ _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _Socket: Final = socket.SocketType
 
 
-def acceptor(listening: socket.socket) -> Callable[[], tuple[int, tuple[str, int]]]:
+def acceptor(listening: socket.socket) -> Callable[[], tuple[int, SocketAddress]]:
     """Return a function that accepts one connection as ``listening.accept`` does, but returns a bare descriptor.
 
     The descriptor is the caller's to close, and blocking. The address is that of ``accept``.
     """
     # What accept itself is made of, in the C module: the socket object on top costs more than the system call.
-    accept: Callable[[], tuple[int, tuple[str, int]]] = listening._accept  # type: ignore[attr-defined]  # noqa: SLF001
+    accept: Callable[[], tuple[int, SocketAddress]] = listening._accept  # type: ignore[attr-defined]  # noqa: SLF001
     return accept
 
 

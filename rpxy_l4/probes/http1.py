@@ -8,7 +8,7 @@ from typing import Final
 
 from rpxy_l4.verdict import NO_MATCH, Match, NeedMore, Protocol, Verdict
 
-FIRST_BYTES: Final = b"\r" + string.ascii_uppercase.encode()
+FIRST_BYTES: Final[bytes] = b"\r" + string.ascii_uppercase.encode()
 
 _EMPTY_LINE: Final = b"\r\n"
 # A token (RFC 9110 5.6.2) that begins as every registered method does; the longest of those has 17 characters.

@@ -6,7 +6,7 @@ from typing import Final
 
 from rpxy_l4.verdict import NO_MATCH, Match, NeedMore, Protocol, Verdict
 
-FIRST_BYTES: Final = b"P"
+FIRST_BYTES: Final[bytes] = b"P"
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _MATCH: Final = Match(Protocol.HTTP)

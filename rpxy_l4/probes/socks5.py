@@ -6,7 +6,7 @@ from typing import Final
 
 from rpxy_l4.verdict import NO_MATCH, Match, NeedMore, Protocol, Verdict
 
-FIRST_BYTES: Final = b"\x05"
+FIRST_BYTES: Final[bytes] = b"\x05"
 
 _METHODS_AT: Final = 2
 # IANA has assigned methods up to 9; 0x80 to 0xFE are private; 0xFF is an answer, never an offer.

@@ -6,7 +6,7 @@ from typing import Final
 
 from rpxy_l4.verdict import NO_MATCH, Match, NeedMore, Protocol, Verdict
 
-FIRST_BYTES: Final = b"S"
+FIRST_BYTES: Final[bytes] = b"S"
 
 # "SSH-" alone could still begin an HTTP method. 1.99 means "2.0 too" (RFC 4253 5.1); 1.x are the ancestors.
 _VERSIONS: Final = (b"SSH-2.0-", b"SSH-1.")

@@ -8,7 +8,7 @@ from typing import Final
 from rpxy_l4.probes.client_hello import MAX_BODY, MIN_BODY, parse_client_hello
 from rpxy_l4.verdict import NO_MATCH, Match, NeedMore, Protocol, Verdict
 
-FIRST_BYTES: Final = b"\x16"
+FIRST_BYTES: Final[bytes] = b"\x16"
 
 _CHANGE_CIPHER_SPEC: Final = 20
 _HANDSHAKE: Final = 22

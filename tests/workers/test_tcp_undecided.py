@@ -125,6 +125,7 @@ def test_workers_share_the_places_for_undecided_connections(tmp_path: Path, stac
     assert len(proxy.context.undecided) == 2
 
 
+@pytest.mark.interpreted
 def test_there_are_never_more_than_a_fixed_number(
     tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

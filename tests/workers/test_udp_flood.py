@@ -181,6 +181,7 @@ def test_sending_twice_at_once_confirms_nothing(world: World) -> None:
     assert world.ended(Reason.EVICTED) == 1
 
 
+@pytest.mark.interpreted
 def test_a_client_that_nobody_answers_and_that_sends_later_gives_way_after_those_before(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +205,7 @@ def test_a_client_that_nobody_answers_and_that_sends_later_gives_way_after_those
     world.check_books()
 
 
+@pytest.mark.interpreted
 def test_unconfirmed_flows_are_forgotten_soon_while_there_are_many_and_confirmed_ones_are_not(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +223,7 @@ def test_unconfirmed_flows_are_forgotten_soon_while_there_are_many_and_confirmed
     world.check_books()
 
 
+@pytest.mark.interpreted
 def test_unconfirmed_flows_have_their_time_while_there_are_few_and_none_once_there_are_many(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +248,7 @@ def test_unconfirmed_flows_have_their_time_while_there_are_few_and_none_once_the
     world.check_books()
 
 
+@pytest.mark.interpreted
 def test_unconfirmed_flows_are_forgotten_soon_while_descriptors_are_short(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def _serve(proxy: InProcess) -> None:
     proxy.context.poller.dispatch()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("second", [PART, REST], ids=["undecided again", "decided"])
 def test_a_flow_that_another_one_pushed_out_in_the_same_batch_begins_anew(
     tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch, second: bytes
@@ -123,6 +124,7 @@ def test_a_flood_of_one_client_is_not_held_for_a_target_that_has_not_answered(tm
     proxy.loop.close()
 
 
+@pytest.mark.interpreted
 def test_a_batch_is_small_only_while_messages_are_large(
     tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +164,7 @@ PARTS = [
 ]
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(
     ("protocol", "begin", "datagram", "flows"),
     [
@@ -209,6 +212,7 @@ def test_what_comes_to_a_quiet_flow_and_is_not_of_its_session_begins_another(
     proxy.loop.close()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("begin", [INITIAL, DNS_QUERY], ids=["a connection", "a query"])
 def test_a_hello_in_two_datagrams_from_the_port_of_another_session_begins_another_flow(
     tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch, begin: bytes
@@ -240,6 +244,7 @@ def test_a_flow_that_was_busy_a_moment_ago_is_not_looked_at_again(tmp_path: Path
     proxy.loop.close()
 
 
+@pytest.mark.interpreted
 def test_an_answer_that_waits_after_a_standstill_comes_before_the_flows_deadline(
     tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
