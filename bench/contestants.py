@@ -25,6 +25,8 @@ from bench.workloads import NAME, Workload
 TEMPLATES: Final = Path(__file__).parent / "contestants"
 _PLACEHOLDER: Final = re.compile(r"@(\w+)@")
 _VERSION: Final = re.compile(r"\d+(?:\.\d+)+[^\s/]*")
+_COMPILED: Final = re.compile(r"^data path: +compiled$", re.MULTILINE)
+"""What ours says of itself, where that is so."""
 _START: Final = 10.0
 _STOP: Final = 3.0
 _TICK: Final = 0.02
@@ -79,7 +81,7 @@ FLOOR: Final = "floor"
 """Nobody's proxy: the system calls of ours, made by a loop in C that is compiled at its first use."""
 
 ALL: Final = (
-    Contestant("ours", "rpxy-l4", ("python",), ("-m", "rpxy_l4", "--config", "{config}"), ("-m", "rpxy_l4", "-V")),
+    Contestant("ours", "rpxy-l4", ("python",), ("-m", "rpxy_l4", "--config", "{config}"), ("-m", "rpxy_l4", "-VV")),
     Contestant("haproxy", "HAProxy", ("haproxy",), ("-db", "-q", "-f", "{config}"), ("-v",)),
     Contestant("nginx", "nginx stream", ("nginx",), ("-p", "{folder}", "-c", "{config}"), ("-v",)),
     Contestant(
@@ -165,7 +167,8 @@ def _is_compiled(program: Path) -> bool:
 def version(contestant: Contestant, program: Path) -> str:
     """Return the version that it says it has."""
     done = subprocess.run([program, *contestant.version], capture_output=True, text=True, check=False)
-    return version_in((done.stdout + done.stderr).replace(str(program), ""))
+    found = version_in((done.stdout + done.stderr).replace(str(program), ""))
+    return f"{found}, compiled" if _COMPILED.search(done.stdout) else found
 
 
 def version_in(text: str) -> str:
