@@ -42,6 +42,8 @@ class Child:
     """Whether the channel is open on both ends."""
     places: frozenset[Place] = frozenset()
     """The listening sockets that it was given."""
+    offered: frozenset[Place] = frozenset()
+    """Those that it is to have once it answers the last ``Apply``; more may have come after that."""
     confirmed: frozenset[Place] = frozenset()
     """Those that it has confirmed to have."""
     sent: int = 0
@@ -56,6 +58,8 @@ class Child:
     """The workers that it was told to hand connections to."""
     addresses_due: bool = False
     """It has not been told the newest addresses of names."""
+    drain_due: float | None = None
+    """It is to drain, within so many seconds, and could not be told."""
     draining: bool = False
     """It accepts nothing new."""
     is_old: bool = False

@@ -30,7 +30,8 @@ class ConfigFile:
         self._path = path
         self._timers = timers
         self._on_change = on_change
-        self._is_regular = path.is_file()
+        # One that is missing may be about to be replaced.
+        self._is_regular = path.is_file() or not path.exists()
         self._selector: selectors.BaseSelector | None = None
         self._watch: FileWatch | None = None
         self.seen: str | None = None

@@ -101,7 +101,7 @@ _NANOSECONDS: Final = 1_000_000_000
 _ADMIN_BACKLOG: Final = 128
 _CHECK_PATIENCE: Final = 30.0
 _BARRIER_PATIENCE: Final = 5.0
-_LEAST_REMEMBERED: Final = 1 << 18
+_LEAST_REMEMBERED: Final = 1 << 16
 _REMEMBERED: Final = 600.0
 """Seconds that the target of a flow is remembered after its end."""
 
@@ -433,9 +433,11 @@ class Supervisor:
         attached = child.attach(places, self._sockets)
         child.order += 1
         if not attached or not child.send(Apply(snapshot, self._addresses, slots, child.order)):
+            child.sent = 0
             self._after(RESEND_INTERVAL, self._resend)
             return
         child.sent, child.places, child.addresses_due = snapshot.generation, frozenset(places), False
+        child.offered = child.places
 
     def _resend(self) -> None:
         """Tell the workers what could not be delivered."""
@@ -601,10 +603,20 @@ class Supervisor:
 
     def _drain(self, number: int, timeout: float, patience: float) -> None:
         """Have a worker finish its sessions, within ``timeout`` seconds, and end, within ``patience``."""
-        self._children[number].send(Drain(timeout))
+        self._children[number].drain_due = timeout
+        self._tell_to_drain()
         seat = self._seats[number]
         kill_at = time.monotonic() + patience
         seat.kill_at = kill_at if seat.kill_at is None else min(seat.kill_at, kill_at)
+
+    def _tell_to_drain(self) -> None:
+        """Send the orders to drain, and those again that found no room."""
+        for child in map(self._children.__getitem__, self._workers()):
+            if child.drain_due is not None and child.connected:
+                if child.send(Drain(child.drain_due)):
+                    child.drain_due = None
+                else:
+                    self._after(RESEND_INTERVAL, self._tell_to_drain)
 
     def _close_after_drain(self) -> None:
         """Close the listening sockets as soon as no worker accepts from them any more."""
@@ -763,6 +775,7 @@ class Supervisor:
                 return
             self._owners[move.slot] = move.taker
             giver.places = frozenset(place for place in giver.places if place.slot != move.slot)
+            giver.offered &= giver.places
             giver.confirmed &= giver.places
             self._moves.begin(move, time.monotonic())
             self._has_moved = True
@@ -908,10 +921,11 @@ class Supervisor:
 
     def _become_new(self) -> None:
         """Execute the new program in this process; of this one is left then what the state names, and signals."""
-        _LOG.info("upgrading: %s", " ".join(upgrade.command()))
+        self._desk.tell(_NEXT_RELOAD, ExitStatus.FAILURE, "an upgrade begins; the configuration is reloaded after it")
         # Until the new program listens to them, no signal may end it.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
+            _LOG.info("upgrading: %s", " ".join(upgrade.command()))
             self._inbox.put_back()
             self._inboxes.relieve(self._children)
             if self._reload_is_due:
@@ -1083,7 +1097,7 @@ class Supervisor:
             case Applied(generation, order):
                 child.applied = generation
                 if order == child.order and child.sent:
-                    child.confirmed = child.places
+                    child.confirmed = child.offered
                     self._seats[number].asked = None
                 self._status_is_due = True
             case NotApplied():
@@ -1206,9 +1220,9 @@ def _roll_out(generation: int) -> str:
 
 
 def _flow_bytes(snapshot: Snapshot, slots: int) -> int:
-    """Return how much memory to reserve for flows: twice as many as there may be, and enough for a later reload."""
+    """Return how much memory to reserve for flows: four times as many as there may be, to last for a reload, too."""
     flows = 0 if snapshot.udp is None else snapshot.udp.max_sessions
-    return max(_LEAST_REMEMBERED, 2 * flows) // slots * ENTRY_BYTES * slots
+    return max(_LEAST_REMEMBERED, 4 * flows) // slots * ENTRY_BYTES * slots
 
 
 def _admin_places(snapshot: Snapshot) -> frozenset[Place]:

@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -25,7 +26,7 @@ from rpxy_l4.endings import ConnectResult, Detected, Drop, Reason, Rejection
 from rpxy_l4.metrics import layout
 from rpxy_l4.metrics.layout import Cell, Directory, PlainListener, PlainTarget
 from rpxy_l4.snapshot import Bind
-from rpxy_l4.supervisor import systemd
+from rpxy_l4.supervisor import policy, systemd
 from rpxy_l4.supervisor.children import STANDARD_STREAMS
 from rpxy_l4.supervisor.signals import name_of
 from rpxy_l4.verdict import Transport
@@ -249,6 +250,12 @@ def _begin_anew(state: State, more: Mapping[str, str]) -> NoReturn:
         for bind, numbers in as_binds(state.sockets).items()
         for slot, number in enumerate(numbers)
     }
+    for child in state.children:
+        if child.number == policy.ADMIN:
+            # Its address is wanted at once.
+            with contextlib.suppress(OSError):
+                os.kill(child.pid, signal.SIGKILL)
+                os.waitpid(child.pid, 0)
     # First out of the way of the numbers that they are to have: those that systemd would give them.
     beyond = len(STANDARD_STREAMS) + len(named)
     copies = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, beyond) for number in named.values()]

@@ -187,6 +187,42 @@ def test_who_dies_while_slots_move_does_not_keep_them(standin: Callable[..., Sta
     run.wait_for("generation 2 applied on ")
 
 
+def test_slots_of_the_dead_reach_a_worker_that_could_not_be_told(standin: Callable[..., Standin]) -> None:
+    run = standin()
+    run.wait_for("generation 1 applied on 2/2")
+    _, first, _ = run.children()
+    os.kill(first, signal.SIGSTOP)
+    for orders in range(1, 401):  # more than its queue holds
+        run.signal(signal.SIGUSR1)
+        run.wait_for("log files opened again", count=orders)
+    for deaths in range(1, 4):  # until its seat stays empty for a moment
+        run.wait_for("worker 1 applies 1", count=deaths)
+        *_, last = run.children()
+        os.kill(last, signal.SIGKILL)
+        run.wait_for("has died", count=deaths)
+    run.signal(signal.SIGTTOU)
+    run.wait_for("1 workers from now on")
+    os.kill(first, signal.SIGCONT)
+
+    run.wait_for("worker 0 applies 1: slots 0,1,2,3, ")
+
+
+def test_a_worker_that_could_not_be_told_to_drain_is_told_later(standin: Callable[..., Standin]) -> None:
+    run = standin(drain_timeout='"60s"')
+    run.wait_for("generation 1 applied on 2/2")
+    _, first, _ = run.children()
+    os.kill(first, signal.SIGSTOP)
+    for orders in range(1, 401):
+        run.signal(signal.SIGUSR1)
+        run.wait_for("log files opened again", count=orders)
+    run.signal(signal.SIGTERM)
+    run.wait_for("worker 1 drains")
+    os.kill(first, signal.SIGCONT)
+
+    run.wait_for("worker 0 drains for 60 s")
+    assert run.end() == 0
+
+
 def test_a_configuration_that_was_loaded_before_slots_move_waits_for_them(standin: Callable[..., Standin]) -> None:
     run = standin(tcp_target='["127.0.0.1:1"]')
     run.wait_for("generation 1 applied on 2/2")
