@@ -86,6 +86,10 @@ class WorkerProcesses:
 
     def _read_slot(self, slot: int, pid: int | None, before: tuple[float, float]) -> Reading:
         now = Reading() if pid is None else read_process(pid, self._proc)
+        if pid is not None and now.cpu_user is None and slot not in self._shown:
+            # It has just died, and what it used is not told yet: nothing is better than less than another admin
+            # process may have shown.
+            return now
         shown = self._shown.get(slot, (0.0, 0.0))
         user = max(shown[0], before[0] + (now.cpu_user or 0.0))
         system = max(shown[1], before[1] + (now.cpu_system or 0.0))

@@ -114,3 +114,11 @@ def test_scrapes_that_overlap_count_the_past_once(tmp_path: Path) -> None:
         thread.join()
 
     assert workers.read({0: 7}, {0: (5.0, 0.0)})[0].cpu_user == 15.0
+
+
+def test_of_a_process_that_has_just_died_nothing_is_said_until_it_is_known_what_it_used(tmp_path: Path) -> None:
+    workers = WorkerProcesses(tmp_path)
+
+    assert workers.read({0: 99}, {0: (3.0, 0.0)})[0].cpu_user is None
+    assert workers.read({0: None}, {0: (10.0, 0.0)})[0].cpu_user == 10.0
+    assert workers.read({0: 99}, {0: (10.0, 0.0)})[0].cpu_user == 10.0
