@@ -49,6 +49,10 @@ CPU_SECONDS: Final = 0.1
 Series = tuple[str, frozenset[tuple[str, str]]]
 
 
+def is_cpu(series: Series) -> bool:
+    return "cpu_seconds" in series[0]
+
+
 class Scraper:
     """Reads the metrics all the time, and notes what went backwards."""
 
@@ -77,9 +81,10 @@ class Scraper:
         self.fallen += [
             f"{key}: {value} -> {now.get(key)}"
             for key, value in self.latest.items()
-            if now.get(key, -1) < value - (CPU_SECONDS if "cpu_seconds" in key[0] else 0)
+            # Of a worker that has just died, it may not be known for a moment what it used.
+            if now.get(key, value if is_cpu(key) else -1) < value - (CPU_SECONDS if is_cpu(key) else 0)
         ]
-        self.latest = now
+        self.latest |= now
         self.scrapes += 1
 
     def stop(self) -> None:
