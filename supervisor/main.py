@@ -109,6 +109,11 @@ _REMEMBERED: Final = 600.0
 _NEXT_RELOAD: Final = "the next reload"
 _UPGRADE: Final = "the upgrade"
 
+# What the log and they are told. Templates of their own, because the log's limit goes by template.
+_NOT_RELOADED: Final = "the configuration was not reloaded, nothing has changed:\n%s"
+_NOT_UPGRADED: Final = "no upgrade, nothing has changed: %s"
+_NEVER_IN_FORCE: Final = "generation %d was never in force on all workers"
+
 
 class Supervisor:
     """Owns configuration, listening sockets, counters and children."""
@@ -408,8 +413,8 @@ class Supervisor:
         if before is not None and 1 < before.generation != self._announced:
             # A reload does not wait for the one before when no worker lives to apply that.
             self._count_reload("failure")
-            _LOG.error("generation %d was never in force on all workers", before.generation)
-            never = f"generation {before.generation} was never in force on all workers"
+            _LOG.error(_NEVER_IN_FORCE, before.generation)
+            never = _NEVER_IN_FORCE % before.generation
             self._desk.tell(_roll_out(before.generation), ExitStatus.FAILURE, never)
         self._incoming, self._in_force = None, snapshot
         self._status_is_due = True
@@ -543,8 +548,8 @@ class Supervisor:
 
     def _refuse(self, why: str, status: ExitStatus) -> None:
         self._count_reload("failure")
-        _LOG.error("the configuration was not reloaded, nothing has changed:\n%s", why)
-        self._desk.tell(_NEXT_RELOAD, status, f"the configuration was not reloaded, nothing has changed:\n{why}")
+        _LOG.error(_NOT_RELOADED, why)
+        self._desk.tell(_NEXT_RELOAD, status, _NOT_RELOADED % why)
         self._notifier.ready(f"the configuration file is wrong; in force is that of before: {why}")
 
     def _count_reload(self, result: str) -> None:
@@ -870,8 +875,8 @@ class Supervisor:
             self._become_new()
 
     def _refuse_upgrade(self, why: str) -> None:
-        _LOG.error("no upgrade, nothing has changed: %s", why)
-        self._desk.tell(_UPGRADE, ExitStatus.FAILURE, f"no upgrade, nothing has changed: {why}")
+        _LOG.error(_NOT_UPGRADED, why)
+        self._desk.tell(_UPGRADE, ExitStatus.FAILURE, _NOT_UPGRADED % why)
 
     def _state(self) -> State:
         """Return what another program needs to go on from here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 MOST_AT_A_TIME: Final = 32
@@ -55,45 +56,49 @@ def plan_moves(owners: Mapping[int, int], staying: Iterable[int], able: Iterable
         moves.append(Move(slot, richest, poorest))
 
 
+@dataclass(slots=True)
+class _OnTheWay:
+    taker: int
+    begun: float
+    busy: set[int]
+
+
 class Moves:
     """Slots on their way, and the workers that still have something to do for that."""
 
     def __init__(self) -> None:
         """Nothing moves."""
-        self._begun: dict[int, float] = {}
-        self._busy: dict[int, set[int]] = {}
-        self._takers: dict[int, int] = {}
+        self._slots: dict[int, _OnTheWay] = {}
 
     def __len__(self) -> int:
         """Return how many slots are on their way."""
-        return len(self._begun)
+        return len(self._slots)
 
     @property
     def busy(self) -> set[int]:
         """The workers that have something to do."""
-        return set().union(*self._busy.values())
+        return set().union(*(way.busy for way in self._slots.values()))
 
     def begin(self, move: Move, now: float) -> None:
         """Note that both have been told."""
-        self._begun[move.slot] = now
-        self._busy[move.slot] = {move.giver, move.taker}
-        self._takers[move.slot] = move.taker
+        self._slots[move.slot] = _OnTheWay(move.taker, now, {move.giver, move.taker})
 
     def done(self, slot: int, number: int) -> bool:
         """Note that a worker has done its part, or never will; return whether that ended the last move."""
-        if slot not in self._begun:
+        way = self._slots.get(slot)
+        if way is None:
             return False
-        self._busy[slot].discard(number)
-        if not self._busy[slot]:
-            del self._begun[slot], self._busy[slot], self._takers[slot]
-        return not self._begun
+        way.busy.discard(number)
+        if not way.busy:
+            del self._slots[slot]
+        return not self._slots
 
     def abandon(self, number: int) -> bool:
         """Note that a worker is dead; return whether that ended the last move."""
         before = len(self)
-        for slot in [*self._begun]:
+        for slot in [*self._slots]:
             self.done(slot, number)
-        return bool(before) and not self._begun
+        return bool(before) and not self._slots
 
     def due_by(self, number: int) -> float | None:
         """Return when a worker is to have done its part at the latest, None if it has nothing to do.
@@ -101,8 +106,8 @@ class Moves:
         Who gives waits for who takes. So the taker has :data:`PATIENCE`, and the giver as much again.
         """
         times = [
-            begun + (PATIENCE if self._takers[slot] == number else 2 * PATIENCE)
-            for slot, begun in self._begun.items()
-            if number in self._busy[slot]
+            way.begun + (PATIENCE if way.taker == number else 2 * PATIENCE)
+            for way in self._slots.values()
+            if number in way.busy
         ]
         return min(times, default=None)

@@ -20,6 +20,9 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.e2e
 
 FLOWS = 200
+WORKERS_DIE = ("workers/main.py", "    faulthandler.enable(", "    raise RuntimeError(")
+"""A change by which workers die as soon as they are started."""
+WORKERS_LIVE = (WORKERS_DIE[0], WORKERS_DIE[2], WORKERS_DIE[1])
 
 
 @pytest.fixture
@@ -117,12 +120,12 @@ def test_workers_of_the_new_version_that_die_at_once_leave_the_old_ones_serving_
     with Proxy(tmp_path, config, program=program) as proxy, clients(proxy, 5) as flows:
         proxy.expect_trouble("")
         ports = [ask(client, b"one") for client in flows]
-        change(program, "workers/main.py", "    faulthandler.enable(", "    raise RuntimeError(")
+        change(program, *WORKERS_DIE)
         proxy.signal(signal.SIGUSR2)
         proxy.wait_for("worker 2 (process", count=3)
 
         assert [ask(client, b"two") for client in flows] == ports
-        change(program, "workers/main.py", "    raise RuntimeError(", "    faulthandler.enable(")
+        change(program, *WORKERS_LIVE)
         proxy.signal(signal.SIGUSR2)
         proxy.wait_for("upgraded to version")
         assert [ask(client, b"three") for client in flows] == ports
@@ -161,7 +164,7 @@ def test_fewer_workers_wanted_in_the_middle_of_an_upgrade(tmp_path: Path, progra
     with Proxy(tmp_path, config, program=program) as proxy, clients(proxy, 5) as flows:
         proxy.expect_trouble("")
         ports = [ask(client, b"one") for client in flows]
-        change(program, "workers/main.py", "    faulthandler.enable(", "    raise RuntimeError(")
+        change(program, *WORKERS_DIE)
         proxy.signal(signal.SIGUSR2)
         proxy.wait_for("worker 3 (process")
         proxy.signal(signal.SIGTTOU)
@@ -172,7 +175,7 @@ def test_fewer_workers_wanted_in_the_middle_of_an_upgrade(tmp_path: Path, progra
 
         assert [ask(client, b"two") for client in flows] == ports
         assert proxy.get("/readyz")[0] == HTTPStatus.OK
-        change(program, "workers/main.py", "    raise RuntimeError(", "    faulthandler.enable(")
+        change(program, *WORKERS_LIVE)
         proxy.signal(signal.SIGUSR2)
         proxy.wait_for("upgraded to version")
         assert [ask(client, b"three") for client in flows] == ports
