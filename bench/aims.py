@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from bench.contestants import DIRECT, KERNEL
 from bench.document import Document, Figure, Measured
 from bench.stats import ratio
 
@@ -48,6 +49,8 @@ _P99: Final = 1.10
 _RUST: Final = 0.80
 _GROWTH: Final = 1.10
 _QUIC_MICROSECONDS: Final = 150.0
+_DIRECTLY: Final = 1 / 0.95
+_BUSY: Final = 0.01
 _IDLE_KIB: Final = {"tcp-idle": 3.0, "udp-idle": 2.0}
 
 
@@ -72,6 +75,11 @@ def cpu(sample: object) -> float | None:
     return getattr(sample, "cpu", None)
 
 
+def throughput(sample: object) -> float | None:
+    """Units a second."""
+    return getattr(sample, "throughput", None)
+
+
 def p99(sample: object) -> float | None:
     """Latency that 99 of 100 requests keep."""
     return getattr(sample, "p99", None)
@@ -79,7 +87,14 @@ def p99(sample: object) -> float | None:
 
 def judge(document: Document) -> list[Verdict]:
     """Return every aim for which there are figures."""
-    return [*_ratios(document), *_quic(document), *_latencies(document), *_idle(document), *_growth(document)]
+    return [
+        *_ratios(document),
+        *_quic(document),
+        *_latencies(document),
+        *_idle(document),
+        *_growth(document),
+        *_kernel_path(document),
+    ]
 
 
 def _compare(measured: Measured, against: tuple[str, ...], figure: Figure, *, paced: bool = False) -> float | None:
@@ -112,6 +127,19 @@ def _latencies(document: Document) -> Iterator[Verdict]:
         value = _compare(measured, _PEERS, p99, paced=True)
         if value is not None:
             yield Verdict(measured.name, "p99 latency against the best peer", value, _P99)
+
+
+def _kernel_path(document: Document) -> Iterator[Verdict]:
+    for measured in document.workloads:
+        slower = ratio(measured.median(DIRECT, throughput), measured.median(KERNEL, throughput))
+        if slower is not None:
+            yield Verdict(measured.name, "no proxy by the kernel path, throughput", slower, _DIRECTLY)
+        later = ratio(measured.median(KERNEL, p99, paced=True), measured.median(DIRECT, p99, paced=True))
+        if later is not None:
+            yield Verdict(measured.name, "p99 latency of the kernel path against no proxy", later, _P99)
+        busy = measured.median(KERNEL, lambda sample: sample.busy)
+        if busy is not None:
+            yield Verdict(measured.name, "cores in use, kernel path", busy, _BUSY)
 
 
 def _idle(document: Document) -> Iterator[Verdict]:

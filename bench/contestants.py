@@ -55,6 +55,8 @@ class Contestant:
     most_workers: int = 1 << 30
     holds_idle: bool = True
     """It takes part where the memory for idle sessions is measured."""
+    only_kept: bool = False
+    """It takes part only where a session does more than one thing."""
     binary: bool = False
     """Only a compiled program will do: a script of the same name is something else."""
 
@@ -74,14 +76,20 @@ class Contestant:
             and workload.load.sessions <= self.most_sessions
             and workload.workers <= self.most_workers
             and (self.holds_idle or not workload.is_memory)
+            and not (self.only_kept and workload.load.new)
         )
 
 
+KERNEL: Final = "kernel"
+"""Ours once more, where the kernel forwards."""
+_OURS: Final = ("-m", "rpxy_l4", "--config", "{config}")
+_OURS_VERSION: Final = ("-m", "rpxy_l4", "-VV")
 FLOOR: Final = "floor"
 """Nobody's proxy: the system calls of ours, made by a loop in C that is compiled at its first use."""
 
 ALL: Final = (
-    Contestant("ours", "rpxy-l4", ("python",), ("-m", "rpxy_l4", "--config", "{config}"), ("-m", "rpxy_l4", "-VV")),
+    Contestant("ours", "rpxy-l4", ("python",), _OURS, _OURS_VERSION),
+    Contestant(KERNEL, "rpxy-l4, kernel path", ("python",), _OURS, _OURS_VERSION, holds_idle=False, only_kept=True),
     Contestant("haproxy", "HAProxy", ("haproxy",), ("-db", "-q", "-f", "{config}"), ("-v",)),
     Contestant("nginx", "nginx stream", ("nginx",), ("-p", "{folder}", "-c", "{config}"), ("-v",)),
     Contestant(
@@ -144,7 +152,7 @@ def find(contestant: Contestant, named: Mapping[str, str]) -> Path | None:
     """
     if contestant.name in named:
         return Path(named[contestant.name])
-    if contestant.name == "ours":
+    if contestant.name in {"ours", KERNEL}:
         return Path(sys.executable)
     if contestant.name == FLOOR:
         return None if shutil.which("cc") is None else build("relay")

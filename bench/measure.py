@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from bench import contestants, load, proc
-from bench.contestants import DIRECT, FLOOR, Contestant, ContestantError, Running
+from bench.contestants import DIRECT, FLOOR, KERNEL, Contestant, ContestantError, Running
 from bench.load import LoadError, Result
 from bench.stats import least, summarize
 from bench.workloads import Load, Workload
@@ -126,7 +126,8 @@ def half_rate(workload: Workload, entries: Entries) -> float | None:
     medians = [
         summary.median
         for name, entry in entries.items()
-        if name not in {DIRECT, FLOOR}
+        # What is no proxy in user space sets no rate.
+        if name not in {DIRECT, FLOOR, KERNEL}
         and (summary := summarize([sample.throughput for sample in entry.fastest])) is not None
     ]
     if not medians:

@@ -4,7 +4,7 @@ import pytest
 
 from bench import workloads
 from bench.aims import CPU_AIMS, judge
-from bench.contestants import FLOOR
+from bench.contestants import DIRECT, FLOOR, KERNEL
 from bench.measure import Entry
 from tests.bench.material import document, measured, sample
 
@@ -73,6 +73,21 @@ def test_growth_compares_many_sessions_with_few() -> None:
 
     assert verdict.value == pytest.approx(1.05)
     assert verdict.met
+
+
+def test_the_kernel_path_is_compared_with_no_proxy_at_all() -> None:
+    entries = {
+        KERNEL: Entry(fastest=[sample(900.0)], paced=[sample(p99=120.0)]),
+        DIRECT: Entry(fastest=[sample(1000.0, None)], paced=[sample(cpu=None, p99=100.0)]),
+    }
+
+    verdicts = judge(document(measured("udp-64", "request", **entries)))
+
+    assert [(each.text, round(each.value, 2), each.met) for each in verdicts] == [
+        ("no proxy by the kernel path, throughput", 1.11, False),
+        ("p99 latency of the kernel path against no proxy", 1.2, False),
+        ("cores in use, kernel path", 0.5, False),
+    ]
 
 
 def test_what_was_not_measured_is_not_judged() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import contestants, workloads
-from bench.contestants import FLOOR, Contestant, find, render, version_in
+from bench.contestants import FLOOR, KERNEL, Contestant, find, render, version_in
 from rpxy_l4.config.parse import parse
 
 VALUES = {
@@ -34,7 +34,9 @@ def test_every_template_can_be_filled_in_and_listens_and_has_a_target(template: 
     assert "2222" in text
 
 
-@pytest.mark.parametrize("template", sorted(contestants.TEMPLATES.glob("ours/*")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "template", sorted([*contestants.TEMPLATES.glob("ours/*"), *contestants.TEMPLATES.glob("kernel/*")]), ids=str
+)
 def test_our_templates_are_accepted(template: Path) -> None:
     text = render(template.read_text(), VALUES)
 
@@ -62,6 +64,12 @@ def test_the_floor_takes_part_in_what_needs_no_recognising_and_no_second_worker(
     left_out = [each.name for each in workloads.ALL if not BY_NAME[FLOOR].supports(each)]
 
     assert left_out == ["tls-new", "quic-new", "tcp-idle", "udp-idle", "tcp-sessions-1000-workers-2"]
+
+
+def test_the_kernel_path_takes_part_where_flows_last() -> None:
+    parts = [each.name for each in workloads.ALL if BY_NAME[KERNEL].supports(each)]
+
+    assert parts == ["udp-64", "udp-5000", "udp-segmented-1", "udp-segmented-64", "udp-plain"]
 
 
 def test_bulk_has_a_template_of_its_own_where_that_is_faster() -> None:
