@@ -167,6 +167,8 @@ def _check(config: Path) -> int:
 
 def _check_upgrade(config: Path, log_dir: Path | None) -> int:
     """Judge what a running supervisor of another version would leave to this one; it comes on standard input."""
+    from rpxy_l4.kernel.path import why_not
+    from rpxy_l4.snapshot import KernelPath
     from rpxy_l4.supervisor import upgrade
     from rpxy_l4.supervisor.reload import content_of, load, printable
 
@@ -175,7 +177,7 @@ def _check_upgrade(config: Path, log_dir: Path | None) -> int:
     except upgrade.UpgradeError as error:
         _complain(f"rpxy-l4 {VERSION}: {error}")
         return ExitStatus.UNAVAILABLE
-    load(
+    snapshot, _ = load(
         content_of(state.content),
         printable(config),
         generation=state.generation + 1,
@@ -183,6 +185,10 @@ def _check_upgrade(config: Path, log_dir: Path | None) -> int:
         cpus=1,
         slots=state.slots,
     )
+    reason = why_not() if snapshot.kernel_path is KernelPath.ON else None
+    if reason is not None:
+        _complain(f'rpxy-l4 {VERSION}: kernel_path = "on" is not possible: {reason}')
+        return ExitStatus.UNAVAILABLE
     return ExitStatus.OK if _open_logs(log_dir) else ExitStatus.FAILURE
 
 
@@ -204,6 +210,7 @@ def _serve(config: Path, log_dir: Path | None) -> int:
 
     # Before anything is opened: what systemd has passed is known by its numbers.
     manager = systemd.Manager.take(os.environ, os.getpid())
+    from rpxy_l4.kernel.path import KernelPathError
     from rpxy_l4.net.listen import BindError
     from rpxy_l4.supervisor.main import Supervisor
     from rpxy_l4.supervisor.upgrade import State, UpgradeError, inherited, take_over
@@ -226,6 +233,9 @@ def _serve(config: Path, log_dir: Path | None) -> int:
     except BindError as error:
         _complain(f"rpxy-l4: cannot listen on {error}")
         return ExitStatus.UNAVAILABLE
+    except KernelPathError as error:
+        _complain(f'rpxy-l4: kernel_path = "on" is not possible: {error}')
+        return ExitStatus.UNAVAILABLE
     except OSError as error:
         _complain(f"rpxy-l4: {_in_words(error)}")
         return ExitStatus.FAILURE
@@ -244,6 +254,7 @@ def _run_admin(channel: Channel, slab: Slab, workers: int, listening: ListeningS
 
 
 def _print_version(*, verbose: bool) -> None:
+    from rpxy_l4.kernel.path import why_not
     from rpxy_l4.net.kernel import features
 
     print(f"rpxy-l4 {VERSION}")
@@ -253,6 +264,8 @@ def _print_version(*, verbose: bool) -> None:
     rows += [(package, _version_of(package)) for package in ("uvloop", "cryptography")]
     rows.append(("data path", "compiled" if _is_compiled() else "interpreted"))
     rows += [("kernel", f"{platform.system()} {platform.release()}"), *features()]
+    reason = why_not()
+    rows.append(("kernel path", "yes" if reason is None else f"no: {reason}"))
     for name, value in rows:
         print(f"{name + ':':<14} {value}")
 

@@ -48,6 +48,8 @@ class FlowRecord(NamedTuple):
     is_confirmed: bool = False
     bulk: int = 0
     """How long messages from the target probably are, where its socket coalesces them; 0: it does not."""
+    kernel: tuple[bytes, int, tuple[tuple[int, int, bool], tuple[int, int, bool]]] | None = None
+    """Where it is in the kernel path: in which one, the number of its counter there, and how its packets go on."""
 
 
 Resolved = Mapping[str, tuple[str, ...]]
@@ -67,6 +69,20 @@ class Attach:
 
     places: tuple[Place, ...]
     """Of the descriptors that travel with this message, in their order; the worker owns them then."""
+
+
+@dataclass(frozen=True, slots=True)
+class UseKernelPath:
+    """Supervisor to worker: put flows in the kernel path, and not in the one of before.
+
+    With it come the descriptors of its maps of flows and of counters, which the worker owns then; none, and no
+    ``token``: there is none any more.
+    """
+
+    token: bytes
+    slots: int
+    capacity: int
+    """Of flows, over all slots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +246,9 @@ class Status:
     last_reload_success: float = 0.0
     """Unix time."""
     draining: bool = False
+    uses_kernel_path: bool = False
+    kernel_path: str = ""
+    """How and where it is used, or why not."""
 
     @property
     def newest(self) -> Snapshot:
@@ -238,7 +257,8 @@ class Status:
 
 
 Message = (
-    Attach | Apply | Addresses | Release | Inherit | OwnInbox | OtherInboxes | Drain | ReopenLogs  # to a worker
+    Attach | UseKernelPath | Apply | Addresses | Release | Inherit  # to a worker
+    | OwnInbox | OtherInboxes | Drain | ReopenLogs  # likewise
     | Applied | NotApplied | Released | Inherited | Draining | Status  # from a worker, to the admin process
     | Flows | Taken  # between two workers
 )  # fmt: skip

@@ -52,6 +52,16 @@ class OnSupervisorLoss(enum.StrEnum):
     """They go on as before, until they are told to end by TERM."""
 
 
+class KernelPath(enum.StrEnum):
+    """Whether decided traffic may be forwarded without coming to user space."""
+
+    AUTO = "auto"
+    """Where it is possible."""
+    ON = "on"
+    """And where it is not, the configuration is refused."""
+    OFF = "off"
+
+
 class ProxyVersion(enum.StrEnum):
     """Version of the PROXY protocol header sent to a target."""
 
@@ -113,6 +123,8 @@ class Route:
     """UDP: seconds without a datagram in either direction before a flow is forgotten; ``math.inf``: never."""
     proxy_version: ProxyVersion | None = None
     """TCP: the PROXY header to send first; None sends none."""
+    kernel_path: KernelPath = KernelPath.OFF
+    """UDP: whether its flows may be forwarded in the kernel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,8 +185,17 @@ class Snapshot:
     dns_max_ttl: float = 3600.0
 
     @property
+    def _all_routes(self) -> list[Route]:
+        sides = [side for side in (self.tcp, self.udp) if side is not None]
+        return [route for side in sides for route in (*side.routes, side.default) if route is not None]
+
+    @property
     def names(self) -> frozenset[str]:
         """Every target host that must be resolved."""
-        sides = [side for side in (self.tcp, self.udp) if side is not None]
-        routes = [route for side in sides for route in (*side.routes, side.default) if route is not None]
-        return frozenset(target.host for route in routes for target in route.targets if target.is_name)
+        return frozenset(target.host for route in self._all_routes for target in route.targets if target.is_name)
+
+    @property
+    def kernel_path(self) -> KernelPath:
+        """What most is asked for by a route: ``on``, or ``auto``, or ``off`` where none has a use for it."""
+        wishes = {route.kernel_path for route in self._all_routes}
+        return next((wish for wish in (KernelPath.ON, KernelPath.AUTO) if wish in wishes), KernelPath.OFF)

@@ -56,6 +56,8 @@ class Child:
     """The way into the inbox of connections that it was given."""
     colleagues: Mapping[int, InboxEntry] = field(default_factory=dict)
     """The workers that it was told to hand connections to."""
+    kernel_path: bytes = b""
+    """The token of the kernel path that it was told to use; empty for none."""
     addresses_due: bool = False
     """It has not been told the newest addresses of names."""
     drain_due: float | None = None

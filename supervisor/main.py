@@ -10,6 +10,7 @@ it is *loaded* (read, checked, its new addresses bound), then *incoming* (the ad
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import math
@@ -45,6 +46,7 @@ from rpxy_l4.control import (
 )
 from rpxy_l4.errors import ConfigError
 from rpxy_l4.flow_memory import ENTRY_BYTES, FlowMemories
+from rpxy_l4.kernel.path import KernelPathError
 from rpxy_l4.metrics.layout import Cell, Directory
 from rpxy_l4.metrics.settle import balance, settle
 from rpxy_l4.metrics.slab import Slab
@@ -61,6 +63,7 @@ from rpxy_l4.supervisor.config_file import ConfigFile
 from rpxy_l4.supervisor.desk import Asker, Desk
 from rpxy_l4.supervisor.inboxes import Inboxes
 from rpxy_l4.supervisor.keepsake import Keepsake
+from rpxy_l4.supervisor.kernel_path import KernelPathKeeper
 from rpxy_l4.supervisor.policy import ADMIN, Abort, Action, Dismiss, Finish, Kill, Seat, Spawn, Suspect
 from rpxy_l4.supervisor.reload import (
     content_of,
@@ -135,7 +138,7 @@ class Supervisor:
         process: its configuration, sockets, counters and children are taken over, and the file is not read.
 
         Raises ConfigError for a file that is wrong or cannot be read, BindError for an address that cannot be listened
-        on.
+        on, KernelPathError for a kernel path that is insisted on and cannot be had.
         """
         self._log_dir = log_dir
         self._run_worker = run_worker
@@ -197,6 +200,7 @@ class Supervisor:
         self._admin_sockets = ListeningSockets(1)
         self._desk = Desk(self._serve)
         self._inboxes = Inboxes()
+        self._kernel_path = KernelPathKeeper(self._slots)
 
         self._seats = {number: Seat(number) for number in (ADMIN, *range(self._wanted))}
         self._children: dict[int, Child] = {}
@@ -218,6 +222,13 @@ class Supervisor:
             self._adopt(snapshot)
         else:
             self._take_over(before, snapshot)
+        try:
+            self._kernel_path.prepare(snapshot)
+        except KernelPathError as error:
+            if before is None:
+                raise
+            # There was one before, and clients that rely on this service.
+            _LOG.error('kernel_path = "on" is not possible any more: %s', error)
         self._bind(snapshot)
         for name in keepsake.NAMES:  # what is kept there may be of before, and not of use
             self._notifier.remove(name)
@@ -254,6 +265,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._inbox, selectors.EVENT_READ, self._on_signal)
         self._desk.start(self._selector)
+        self._kernel_path.start(self._selector)
         self._file.start(self._selector)
         for number in self._children:
             self._listen_to(number)
@@ -267,6 +279,7 @@ class Supervisor:
         while not self._finished:
             self._turn()
         self._desk.close_listener()
+        self._kernel_path.close()
         _LOG.info("stopped")
         return ExitStatus.OK
 
@@ -420,6 +433,7 @@ class Supervisor:
         self._status_is_due = True
         self._sockets.set_backlog(snapshot.tcp_backlog)
         self._file.watch(wanted=snapshot.watch)
+        self._kernel_path.settle(snapshot)
         if before is not None and before.workers != snapshot.workers:
             self._want_workers(snapshot.workers)
         for number in self._configurable():
@@ -437,7 +451,8 @@ class Supervisor:
             seat.asked = time.monotonic()
         attached = child.attach(places, self._sockets)
         child.order += 1
-        if not attached or not child.send(Apply(snapshot, self._addresses, slots, child.order)):
+        told = attached and self._kernel_path.tell(child)
+        if not told or not child.send(Apply(snapshot, self._addresses, slots, child.order)):
             child.sent = 0
             self._after(RESEND_INTERVAL, self._resend)
             return
@@ -530,11 +545,17 @@ class Supervisor:
                 cpus=self._cpus,
                 slots=self._slots,
             )
+            self._kernel_path.prepare(snapshot)
             self._bind(snapshot)
         except ConfigError as error:
             self._refuse(error.render(), ExitStatus.CONFIG)
             return
+        except KernelPathError as error:
+            self._kernel_path.settle(current)
+            self._refuse(f'kernel_path = "on" is not possible: {error}', ExitStatus.UNAVAILABLE)
+            return
         except BindError as error:
+            self._kernel_path.settle(current)
             self._refuse(f"cannot listen on {error}", ExitStatus.UNAVAILABLE)
             return
         self._content = content
@@ -683,6 +704,8 @@ class Supervisor:
             workers=[self._worker_report(number) for number in sorted(self._seats) if number != ADMIN],
             reloads=self._reloads,
             last_reload_ok=self._last_reload_ok,
+            kernel_path=self._kernel_path.state,
+            kernel_path_left=self._kernel_path.left(),
             under_way=[name for name, is_so in under_way.items() if is_so],
         )
 
@@ -933,11 +956,19 @@ class Supervisor:
             _LOG.info("upgrading: %s", " ".join(upgrade.command()))
             self._inbox.put_back()
             self._inboxes.relieve(self._children)
+            # The workers' flows are theirs again, and go to the new ones that way.
+            self._kernel_path.close()
             if self._reload_is_due:
                 signal.raise_signal(signal.SIGHUP)
             upgrade.execute(self._state(), systemd.successor(self._manager.told))
         except OSError as error:
             self._refuse_upgrade(f"cannot execute the new program: {error.strerror}")
+            assert self._in_force is not None  # noqa: S101  as for the state
+            with contextlib.suppress(KernelPathError):
+                self._kernel_path.prepare(self._in_force)
+            self._kernel_path.settle(self._in_force)
+            for number in self._configurable():
+                self._send_configuration(number)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
@@ -1076,6 +1107,7 @@ class Supervisor:
         self._sockets.close_all()
         self._admin_sockets.close_all()
         self._desk.leave_to_parent()
+        self._kernel_path.leave_to_parent()
         self._inboxes.close_all()
         self._file.leave_to_parent()
         for child in self._children.values():
@@ -1109,7 +1141,7 @@ class Supervisor:
                 if number in self._configurable():
                     # What it has was confirmed; the rest is sent again, and it has its full time for that.
                     child.sent, child.places = 0, child.confirmed
-                    child.inbox, child.colleagues = None, {}
+                    child.inbox, child.colleagues, child.kernel_path = None, {}, b""
                     self._seats[number].asked = time.monotonic()
                     self._after(RESEND_INTERVAL, self._resend)
             case Released(slot) | Inherited(slot):
@@ -1168,6 +1200,8 @@ class Supervisor:
         now = time.monotonic()
         delay, seat.short_lives = policy.back_off(seat.short_lives, now - seat.born)
         seat.fill_at = now + delay
+        if delay:
+            self._kernel_path.clear(frozenset(slot for slot, owner in self._owners.items() if owner == number))
         if number != ADMIN and not self._stopping and not seat.leaving:
             self._restarts[policy.cause_of_death(exit_code, hung=child.hung)] += 1
         how = f"exit status {exit_code}" if exit_code >= 0 else name_of(-exit_code)
@@ -1194,6 +1228,8 @@ class Supervisor:
             last_reload_ok=self._last_reload_ok,
             last_reload_success=self._last_reload_success,
             draining=self._stopping,
+            uses_kernel_path=self._kernel_path.is_used,
+            kernel_path=self._kernel_path.state,
         )
         if not admin.send(status, self._admin_sockets.descriptors(places - admin.places)):
             self._after(RESEND_INTERVAL, self._send_status)

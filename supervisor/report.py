@@ -32,6 +32,10 @@ class Report(NamedTuple):
     workers: Sequence[WorkerReport]
     reloads: Mapping[str, int]
     last_reload_ok: bool
+    kernel_path: str
+    """Whether it is used, and where or why not."""
+    kernel_path_left: Mapping[str, int]
+    """Packets of its flows that it left to the sockets, by why."""
     under_way: Sequence[str]
     """What has begun and is not done, in words."""
 
@@ -50,6 +54,7 @@ def as_text(report: Report) -> str:
         ("configuration", f"{report.config}, generation {report.generation}, sha256 {report.sha256[:12]}"),
         ("listening", ", ".join(report.listening) or "nowhere"),
         ("reloads", f"{reloads}{failed}"),
+        ("kernel path", f"{report.kernel_path}{_left(report.kernel_path_left)}"),
         ("under way", ", ".join(report.under_way) or "nothing"),
         ("workers", f"{report.wanted} wanted, {report.slots} slots"),
     ]
@@ -59,6 +64,11 @@ def as_text(report: Report) -> str:
     widths = [max(len(row[column]) for row in table) for column in range(len(head))]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     return "\n".join(lines)
+
+
+def _left(packets: Mapping[str, int]) -> str:
+    left = ", ".join(f"{count} {why}" for why, count in packets.items() if count)
+    return f"; left to the sockets: {left}" if left else ""
 
 
 def _row(worker: WorkerReport) -> tuple[str, ...]:

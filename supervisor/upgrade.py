@@ -35,7 +35,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 VARIABLE: Final = "RPXY_L4_UPGRADE"
 """In the environment of the new program: its process, and the descriptor of the state."""
 

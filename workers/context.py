@@ -17,12 +17,17 @@ from rpxy_l4.balance import rank, rank_addresses
 from rpxy_l4.control import Resolved
 from rpxy_l4.detect.udp import preload
 from rpxy_l4.endings import Detected
+from rpxy_l4.kernel.flows import Amount, KernelFlows
 from rpxy_l4.limits import TokenBucket
 from rpxy_l4.metrics.layout import (
     L_SOCKET_ERRORS,
     LISTENER_CELLS,
     MICROSECONDS,
     SOCKET_ERRNOS,
+    T_BYTES_IN,
+    T_BYTES_OUT,
+    T_DATAGRAMS_IN,
+    T_DATAGRAMS_OUT,
     TARGET_CELLS,
     Cell,
     listener_offset,
@@ -239,6 +244,8 @@ class Context:
         self.log = log
         self.random = random.Random()  # noqa: S311  a choice of targets is no secret
         self.addresses: Resolved = {}
+        self.kernel: KernelFlows | None = None
+        """The kernel path; None where there is none."""
         self._resuming = False
         self.demand = 0
         """Descriptors that the present sessions have or may come to need."""
@@ -282,6 +289,15 @@ class Context:
             start = target_offset(target.series)
             cells = self._targets[target.series] = self.row[start : start + TARGET_CELLS]
         return cells
+
+    def count_rest(self, series: int, from_clients: Amount, from_targets: Amount) -> None:
+        """Count what has passed of a flow that is gone, in the block of its target."""
+        cells = self.row[target_offset(series) : target_offset(series) + TARGET_CELLS]
+        cells[T_DATAGRAMS_IN] += from_clients.packets
+        cells[T_BYTES_IN] += from_clients.bytes
+        cells[T_DATAGRAMS_OUT] += from_targets.packets
+        cells[T_BYTES_OUT] += from_targets.bytes
+        self.row[Cell.KERNEL_DATAGRAMS] += from_clients.packets + from_targets.packets
 
     def has_descriptors(self, share: float = 1.0) -> bool:
         """Whether another session would get the descriptors it may come to need, within a share of all there are."""

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from itertools import islice
 from typing import Final
 
 from rpxy_l4.addresses import SocketAddress
@@ -19,6 +20,9 @@ from rpxy_l4.control import FlowRecord
 from rpxy_l4.detect.udp import UdpDetector, may_begin, may_continue
 from rpxy_l4.endings import Detected, Drop, Reason, Rejection
 from rpxy_l4.flow_memory import FlowMemory, Recollection
+from rpxy_l4.kernel.flows import Amount, Ends, Entry
+from rpxy_l4.kernel.layout import Address, address
+from rpxy_l4.kernel.routes import Passage
 from rpxy_l4.metrics.layout import (
     DETECTED_INDEX,
     DETECTION_BUCKETS,
@@ -42,12 +46,12 @@ from rpxy_l4.metrics.layout import (
     Cell,
 )
 from rpxy_l4.net import datagram
-from rpxy_l4.net.ancillary import Ancillary
+from rpxy_l4.net.ancillary import Ancillary, source_of
 from rpxy_l4.net.burst import Burst, Message, bursts, count, split
 from rpxy_l4.net.datagram import Sender
 from rpxy_l4.net.inbox import address_of
 from rpxy_l4.net.mmsg import DATAGRAM_BYTES, MOST
-from rpxy_l4.snapshot import Bind, Route, Side, Target
+from rpxy_l4.snapshot import Bind, KernelPath, Route, Side, Target
 from rpxy_l4.verdict import Match, NeedMore, NoMatch, Protocol, Transport
 from rpxy_l4.workers import poller
 from rpxy_l4.workers.access_log import describe, endpoint
@@ -83,6 +87,11 @@ _SHARE: Final = 0.75
 _QUIET_SECONDS: Final = 5.0
 """Flows have no end of their own: a stopping worker waits for those in use, not for those that may be again. And what
 comes after a pause may be from another program that has got the client's port."""
+_KERNEL_AFTER: Final = 6
+"""Datagrams in both directions after which a flow enters the kernel path: that takes as long as some datagrams do here,
+and many flows are a question and an answer."""
+_ENTER_AT_A_TIME: Final = 16
+"""Flows that enter it in a row: others wait meanwhile, some 40 us for each."""
 _REMEMBER_SECONDS: Final = 240.0
 """A flow is remembered anew at least so often: less than half of the time that it stays remembered."""
 
@@ -100,18 +109,22 @@ class UdpListener:
         sock: socket.socket,
         undecided: dict[UdpFlow, None],
         memory: FlowMemory,
+        slot: int,
     ) -> None:
         """Receive once :meth:`resume` is called.
 
         ``undecided`` is that of all the worker's listeners, oldest first; ``memory`` is that of the slot.
         """
         self.bind = bind
+        self.slot = slot
         self.generation: Generation | None = None
         """The configuration for new flows."""
         self.accepts = True
         """False while the listener only serves the flows it has."""
         self.flows: dict[Key, UdpFlow] = {}
         self.undecided = undecided
+        self.entering: dict[UdpFlow, None] = {}
+        """Flows that enter the kernel path when nothing is left in the socket that should be ahead."""
         self.socket = sock
         self._most = MOST
         self._is_paused = True
@@ -149,12 +162,25 @@ class UdpListener:
                 continue
             self._deliver(messages)
             if len(messages) < self._most:
+                if self.entering:
+                    self._enter_kernel()
                 return
             total = sum(len(message[1]) for message in messages)
             if total > _BUSY_BYTES:
                 self._most = max(1, self._most // 2)
             elif total < _BUSY_BYTES // 4:
                 self._most = min(MOST, 2 * self._most)
+
+    def _enter_kernel(self) -> None:
+        for flow in [*islice(self.entering, _ENTER_AT_A_TIME)]:
+            self.entering.pop(flow, None)
+            flow.enter_kernel()
+
+    def local(self, reply: Ancillary | None) -> Address:
+        """Return the address of ours that a client uses, from what answers to it are sent with."""
+        if reply is None:
+            return address(self.bind.host, self.bind.port)
+        return Address(source_of(reply), self.bind.port)
 
     def _deliver(self, messages: Sequence[Message]) -> None:
         """Give each flow what came for it, in order, and what came together together."""
@@ -305,6 +331,7 @@ class UdpFlow:
         "_descriptor",
         "_detected",
         "_detector",
+        "_entry",
         "_generation",
         "_half",
         "_has_answered",
@@ -318,6 +345,7 @@ class UdpFlow:
         "_last",
         "_listener",
         "_match",
+        "_may_enter",
         "_reply",
         "_route",
         "_socket",
@@ -377,7 +405,12 @@ class UdpFlow:
         """Whether the target has; of use until the flow is confirmed."""
         self._is_confirmed = False
         self._is_tentative = True
-        """There is more to do than to forward: the flow is not confirmed, or may go on to another target."""
+        """There is more to do than to forward: the flow is not confirmed, or may go on to another target, or may enter
+        the kernel path."""
+        self._entry: Entry | None = None
+        """In the kernel path."""
+        self._may_enter = False
+        """Whether it is to be put there."""
         self._is_closed = False
         self._bytes_in = self._bytes_out = self._datagrams_in = self._datagrams_out = 0
         self._t_open = self._t_decided = self._last = context.poller.now
@@ -389,11 +422,15 @@ class UdpFlow:
         """Forward what the client sent, or hold it while the flow is undecided."""
         now = self._context.poller.now
         try:
+            if self._entry is not None:
+                self._see_kernel(self._entry)
             if now - self._last > _QUIET_SECONDS and self._is_of_another(messages[0]):
                 self._finish(Reason.IDLE)
                 self._listener.give(self._key, messages)
                 return
             self._last = now
+            if self._entry is not None and self._context.kernel is not None:
+                self._context.kernel.touch(self._entry)
             if self._to_target is None:
                 self._detect(messages)
                 return
@@ -436,6 +473,8 @@ class UdpFlow:
             if self._holds_too_much:
                 self._settle()
         if self._is_confirmed:
+            if self._may_enter and not self._candidates and self._datagrams_in + self._datagrams_out >= _KERNEL_AFTER:
+                self._listener.entering[self] = None
             return
         if self._has_answered:
             self.confirm()
@@ -451,7 +490,7 @@ class UdpFlow:
         """Give the flow its route's whole lifetime from now on, and never let it give way."""
         self._context.unconfirmed.discard(self)
         self._is_confirmed = True
-        self._is_tentative = bool(self._candidates)
+        self._is_tentative = bool(self._candidates) or self._may_enter
         self._remember()
 
     def _remember(self) -> None:
@@ -503,7 +542,7 @@ class UdpFlow:
         """Stay with this target for good."""
         self._candidates.clear()
         self._held.clear()
-        self._is_tentative = not self._is_confirmed
+        self._is_tentative = not self._is_confirmed or self._may_enter
 
     def _wait_for_more(self) -> None:
         undecided = self._listener.undecided
@@ -540,6 +579,7 @@ class UdpFlow:
             self._candidates.sort(key=lambda to: (to[0] is not target, not recollection.is_at(to[1])))
             self.confirm()
         self._idle = route.idle_lifetime
+        self.reconsider()
         if self._open_target():
             self._wait_for_its_end()
         elif not self._is_closed:
@@ -579,6 +619,7 @@ class UdpFlow:
                         context.make_way(_SHARE)  # for the next one: what is let go is free after this batch
                     return False
                 continue
+            self.leave_kernel()
             self._drop_socket()
             self._bulk = self._large = 0
             if self._cells is not None:
@@ -605,6 +646,17 @@ class UdpFlow:
         if self._target is not None:
             EVENTS.warning("target %s (%s) refuses datagrams", self._target.text, self._address)
         return bool(self._candidates) and self._open_target()
+
+    def _on_error(self, error: OSError) -> None:
+        """Handle what came instead of an answer."""
+        if error.errno == errno.EMSGSIZE:
+            # Somewhere on the way to the target, packets have to be shorter. The socket cuts them from now on, and what
+            # is too long for its way by the kernel path comes here.
+            self._drop(Drop.TOO_BIG, 1)
+            if self._context.kernel is not None:
+                self._context.kernel.ask_anew()
+        else:
+            self._target_refuses()
 
     def _forward_one(self, sender: Sender, data: memoryview) -> None:
         """Do as ``_forward``, with less ado for what is by far the most frequent: one datagram, and no other target."""
@@ -653,8 +705,8 @@ class UdpFlow:
             data = os.read(descriptor, DATAGRAM_BYTES)
         except BlockingIOError:
             return
-        except OSError:  # an ICMP error: the target may be back in a moment, so the flow lives on
-            self._target_refuses()
+        except OSError as error:  # an ICMP error: the target may be back in a moment, so the flow lives on
+            self._on_error(error)
             return
         amount = len(data)
         if amount < _LARGE:
@@ -680,8 +732,8 @@ class UdpFlow:
                 received, self._bulk, more = self._context.bulk_inbox.receive(self._socket, self._bulk)
             except BlockingIOError:
                 return
-            except OSError:  # as above
-                self._target_refuses()
+            except OSError as error:  # as above
+                self._on_error(error)
                 return
             self._answered()
             for burst in received:
@@ -720,6 +772,8 @@ class UdpFlow:
         if self._to_target is None:
             self._decide(None, Detected.TIMEOUT)
             return
+        if self._entry is not None:
+            self._see_kernel(self._entry)
         quiet = self._context.poller.now - self._last
         if quiet >= self._idle:
             self._finish(Reason.IDLE)
@@ -728,6 +782,7 @@ class UdpFlow:
         else:
             self._remember()
             self._wait_for_its_end()
+            self.reconsider()
 
     def _wait_for_its_end(self) -> None:
         """Look again when the flow may have been without a datagram for too long, or is to be remembered anew.
@@ -756,6 +811,58 @@ class UdpFlow:
         if seconds:
             self._context.alarm.wait(seconds, self)
 
+    # In the kernel
+
+    def reconsider(self) -> None:
+        """Enter the kernel path with one of the next datagrams, if there is one and the route allows it."""
+        allowed = self._route is not None and self._route.kernel_path is not KernelPath.OFF
+        self._may_enter = allowed and self._entry is None and self._context.kernel is not None
+        if self._may_enter:
+            self._is_tentative = True
+
+    def enter_kernel(self) -> None:
+        """Have the kernel forward from now on, if it can."""
+        self._may_enter = False
+        self._is_tentative = bool(self._candidates) or not self._is_confirmed
+        kernel, sock, target = self._context.kernel, self._socket, self._target
+        if kernel is None or sock is None or target is None or self._entry is not None or self._is_closed:
+            return
+        # What waits in the socket is not to be overtaken.
+        for _ in range(_ROUNDS):
+            self.on_event(self._descriptor, poller.LEVEL)
+        if self._socket is sock:
+            self._entry = kernel.install(self, self._listener.slot, self._ends(sock), target.series)
+
+    def _ends(self, sock: socket.SocketType) -> Ends:
+        source = sock.getsockname()
+        assert self._target is not None  # noqa: S101  there is a socket towards it
+        return Ends(
+            client=address(*self._client[:2]),
+            local=self._listener.local(self._reply),
+            source=address(source[0], source[1]),
+            target=address(self._address, self._target.port),
+        )
+
+    def leave_kernel(self) -> None:
+        """Have what comes from now on come here."""
+        kernel, entry = self._context.kernel, self._entry
+        if kernel is not None and entry is not None:
+            kernel.remove(entry)
+            self._see_kernel(entry)
+            self.count_kernel(*kernel.take(entry))
+            self._entry = None
+
+    def _see_kernel(self, entry: Entry) -> None:
+        """Know when its last datagram passed."""
+        if self._context.kernel is not None:
+            self._last = max(self._last, self._context.kernel.last(entry))
+
+    def count_kernel(self, from_client: Amount, from_target: Amount) -> None:
+        """Count what passed in the kernel."""
+        self._count_in(from_client.bytes, from_client.packets)
+        self._count_out(from_target.bytes, from_target.packets)
+        self._context.row[Cell.KERNEL_DATAGRAMS] += from_client.packets + from_target.packets
+
     # From worker to worker
 
     @property
@@ -777,6 +884,10 @@ class UdpFlow:
         record = FlowRecord(self._key, self._client, self._reply, tuple(self._held), self._t_open)
         if self._target is None:
             return record, None
+        kernel, entry = self._context.kernel, self._entry
+        if kernel is not None and entry is not None:
+            self._see_kernel(entry)
+            self.count_kernel(*kernel.take(entry))
         return record._replace(
             held=(),
             decided=self._t_decided,
@@ -794,12 +905,16 @@ class UdpFlow:
             has_answered=self._has_answered,
             is_confirmed=self._is_confirmed,
             bulk=self._bulk,
+            kernel=None if kernel is None or entry is None else (kernel.token, entry.counter, entry.passages),
         ), self._descriptor
 
     def forget(self) -> None:
         """Let go of a flow that another worker goes on with."""
         if self._cells is not None:
             self._cells[T_GIVEN] += 1
+        if self._context.kernel is not None and self._entry is not None:
+            self._context.kernel.disown(self._entry)
+            self._entry = None
         if self._socket is not None:
             # The other worker has the same socket open: closing alone would leave it in the poller's set.
             self._context.poller.remove(self._descriptor)
@@ -832,6 +947,13 @@ class UdpFlow:
             self._finish(Reason.INTERNAL)
             return
         self._has_answered = record.has_answered
+        kernel = self._context.kernel
+        if kernel is not None and record.kernel is not None and record.kernel[0] == kernel.token:
+            _, counter, passages = record.kernel
+            self._entry = kernel.adopt(
+                self, self._listener.slot, counter, self._ends(self._socket), _passages(passages)
+            )
+        self.reconsider()
         if record.is_confirmed:
             self.confirm()
         self._wait_for_its_end()
@@ -880,6 +1002,7 @@ class UdpFlow:
         assert self._target is not None  # noqa: S101  only once there is one
         assert self._cells is not None  # noqa: S101  likewise
         context, now = self._context, self._context.poller.now
+        self.leave_kernel()
         self._remember()
         # First of all: a fault in what follows must not leave the flow half closed, or count it twice.
         self._close()
@@ -913,16 +1036,26 @@ class UdpFlow:
     @property
     def is_quiet(self) -> bool:
         """Whether it carries nothing just now that would be worth waiting for."""
+        if self._entry is not None:
+            self._see_kernel(self._entry)
         return self._context.poller.now - self._last > _QUIET_SECONDS
 
     def _close(self) -> None:
         self._is_closed = True
+        self.leave_kernel()
         self._settle()
         self._drop_socket()
         self._wait_for(0.0)
         self._context.unconfirmed.discard(self)
         self._listener.undecided.pop(self, None)
+        self._listener.entering.pop(self, None)
         self._listener.forget(self._key)
+
+
+def _passages(plain: Sequence[tuple[int, int, bool]]) -> tuple[Passage, Passage]:
+    """Return what a record has in place of passages."""
+    to_target, to_client = plain
+    return Passage(*to_target), Passage(*to_client)
 
 
 def _datagrams(messages: Sequence[Message]) -> int:

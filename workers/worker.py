@@ -38,8 +38,10 @@ from rpxy_l4.control import (
     Release,
     Released,
     ReopenLogs,
+    UseKernelPath,
 )
 from rpxy_l4.flow_memory import FlowMemories
+from rpxy_l4.kernel.flows import KernelFlows
 from rpxy_l4.logs import Logs
 from rpxy_l4.metrics.layout import MICROSECONDS, Cell
 from rpxy_l4.metrics.slab import Slab
@@ -61,6 +63,11 @@ EVENTS: Final = logging.getLogger(__name__)
 _TICK: Final = 1.0
 _DRAIN_TICK: Final = 0.05
 _FLUSH_DELAY: Final = 0.1
+_WAYS_AT_A_TIME: Final = 64
+"""Flows whose way is looked at in a row: some 15 us for each."""
+_WAYS_PAUSE: Final = 0.005
+_ROUTES_DELAY: Final = 0.1
+"""After news of routes: more follow, and each flow is looked at once for all of them."""
 _DEFAULT_DRAIN: Final = 30.0
 """Seconds to drain when the supervisor is gone before it sent a configuration."""
 
@@ -72,6 +79,17 @@ class Retired(NamedTuple):
     listener: UdpListener
     until: float
     """When they have no time any more."""
+
+
+class Offered(NamedTuple):
+    """A kernel path that is to be used as soon as it can be."""
+
+    message: UseKernelPath
+    descriptors: list[int]
+    """Ours; none where nothing is offered."""
+
+
+NOTHING_OFFERED: Final = Offered(UseKernelPath(b"", 1, 0), [])
 
 
 class Worker:
@@ -111,6 +129,12 @@ class Worker:
         """Slots whose flows are on their way here: until then, what clients send has to wait."""
         self._sessions: set[TcpSession] = set()
         self._undecided: dict[UdpFlow, None] = {}
+        self._own_slots: frozenset[int] = frozenset()
+        """Slots that are served here, without those on their way."""
+        self._offered = NOTHING_OFFERED
+        self._routes_timer: asyncio.TimerHandle | None = None
+        self._is_looking = False
+        """Whether flows are being looked at because of routes."""
         self._dropped_before = (0, 0)
         self._reported = 0
         """Dropped access lines that the event log knows of."""
@@ -124,7 +148,7 @@ class Worker:
         row = self._context.row
         # The row's counters go on where the worker before left them.
         self._dropped_before = (row[Cell.ACCESS_LINES_DROPPED], row[Cell.EVENT_LINES_DROPPED])
-        row[Cell.DRAINING] = row[Cell.GENERATION] = row[Cell.LOOP_LAG] = 0
+        row[Cell.DRAINING] = row[Cell.GENERATION] = row[Cell.LOOP_LAG] = row[Cell.UDP_IN_KERNEL] = 0
         self._loop.add_reader(self._channel.fileno(), self._on_channel)
         self._loop.add_reader(self._context.poller.fileno(), self._context.poller.dispatch)
         self._tick()
@@ -132,6 +156,7 @@ class Worker:
 
     def finish(self) -> None:
         """Write out what is left; after this the process exits."""
+        self._count_kernel()
         self._access.flush()
         self._publish()
 
@@ -156,6 +181,8 @@ class Worker:
                 case Attach(places):
                     for place, descriptor in zip(places, descriptors, strict=True):
                         self._attach(place, socket.socket(fileno=descriptor))
+                case UseKernelPath():
+                    self._use_kernel_path(message, descriptors)
                 case Apply():
                     self._apply(message)
                 case Release(slot):
@@ -252,6 +279,8 @@ class Worker:
         self._generation = generation = Generation(snapshot, context)
         self._removed.apply(generation.served, self._end_of_removed(snapshot))
         context.poller.begin_batch()
+        self._own_slots = message.slots - self._departing - self._arriving
+        self._claim_slots()
         for place in [*self._attached]:
             if place.slot in message.slots:
                 self._listen(place)
@@ -314,7 +343,7 @@ class Worker:
             self._udp[place].generation = self._generation
 
     def _make_udp(self, slot: int, bind: Bind, sock: socket.socket) -> UdpListener:
-        return UdpListener(self._context, bind, sock, self._undecided, self._memories.of_slot(slot))
+        return UdpListener(self._context, bind, sock, self._undecided, self._memories.of_slot(slot), slot)
 
     def _close_retired(self) -> None:
         """Close retired listeners that have no time any more, or of which nobody can have flows.
@@ -336,6 +365,9 @@ class Worker:
     def _release(self, slot: int, channel: Channel | None) -> None:
         """Stop to serve a slot, and hand its flows over; without a channel, end them."""
         self._departing.add(slot)
+        self._own_slots -= {slot}
+        if self._context.kernel is not None:
+            self._context.kernel.give_up(slot, self._context.count_rest)
         self._context.poller.begin_batch()
         for place in [place for place in self._tcp if place.slot == slot]:
             self._tcp.pop(place).leave()
@@ -398,12 +430,112 @@ class Worker:
 
     def _on_inherited(self, slot: int) -> None:
         self._arriving.discard(slot)
+        self._own_slots |= {slot}
+        self._claim_slots()
         for listener in [
             *(udp for place, udp in self._udp.items() if place.slot == slot),
             *(old.listener for old in self._retired if old.slot == slot),
         ]:
             listener.resume()
         self._say(Inherited(slot))
+
+    # The kernel path
+
+    def _use_kernel_path(self, message: UseKernelPath, descriptors: list[int]) -> None:
+        """Put flows in this one, and in none of before."""
+        context, before = self._context, self._context.kernel
+        if before is not None and message.token == before.token:  # sent again, as an answer was lost
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return
+        context.poller.begin_batch()
+        if before is not None:
+            self._leave_kernel()
+            before.rest(context.count_rest)
+            self._loop.remove_reader(before.fileno())
+            before.close()
+            context.kernel = None
+        for descriptor in self._offered.descriptors:
+            os.close(descriptor)
+        self._offered = Offered(message, descriptors)
+        self._take_kernel_path()
+        context.poller.end_batch()
+
+    def _take_kernel_path(self) -> None:
+        """Use the kernel path that is offered, now or, for want of something, a second later."""
+        message, descriptors = self._offered
+        if not descriptors:
+            return
+        try:
+            kernel = KernelFlows(message.token, message.slots, message.capacity, *descriptors)
+        except OSError as error:
+            EVENTS.warning("the kernel path cannot be used just now: %s", error.strerror)
+            return
+        self._offered = NOTHING_OFFERED
+        self._context.kernel = kernel
+        self._loop.add_reader(kernel.fileno(), self._on_routes)
+        self._claim_slots()
+        for flow in self._flows():
+            flow.reconsider()
+
+    def _claim_slots(self) -> None:
+        kernel = self._context.kernel
+        if kernel is not None:
+            kernel.claim(self._own_slots, self._context.count_rest)
+
+    def _leave_kernel(self) -> None:
+        for flow in self._flows():
+            flow.leave_kernel()
+
+    def _on_routes(self) -> None:
+        """Look at the ways of all flows in a moment: the news is left where it is until then, and wakes nobody."""
+        kernel = self._context.kernel
+        if kernel is not None and self._routes_timer is None:
+            self._loop.remove_reader(kernel.fileno())
+            self._routes_timer = self._loop.call_later(_ROUTES_DELAY, self._look_at_routes)
+
+    def _look_at_routes(self) -> None:
+        self._routes_timer = None
+        kernel = self._context.kernel
+        if kernel is None:
+            return
+        kernel.take_news()
+        self._loop.add_reader(kernel.fileno(), self._on_routes)
+        if not self._is_looking:
+            self._is_looking = True
+            self._look_at_ways()
+
+    def _look_at_ways(self) -> None:
+        """Take flows out whose way has changed, some at a time: others want to be served, too."""
+        kernel = self._context.kernel
+        if kernel is None:
+            self._is_looking = False
+            return
+        self._context.poller.begin_batch()
+        for entry in kernel.misrouted(_WAYS_AT_A_TIME):
+            entry.owner.leave_kernel()
+        self._context.poller.end_batch()
+        if kernel.has_suspects:
+            # With pauses: where routes change all the time, there is always something to look at.
+            self._loop.call_later(_WAYS_PAUSE, self._look_at_ways)
+            return
+        self._is_looking = False
+        # Also those that found no way before.
+        for flow in self._flows():
+            flow.reconsider()
+
+    def _count_kernel(self) -> None:
+        """Count what has passed in the kernel since the last time."""
+        self._take_kernel_path()
+        kernel, row = self._context.kernel, self._context.row
+        if kernel is None:
+            return
+        for entry, from_client, from_target in kernel.news():
+            entry.owner.count_kernel(from_client, from_target)
+        kernel.rest(self._context.count_rest)
+        if kernel.is_barred:
+            self._leave_kernel()
+        row[Cell.UDP_IN_KERNEL] = len(kernel)
 
     # The end
 
@@ -480,6 +612,7 @@ class Worker:
         row = self._context.row
         row[Cell.LOOP_LAG] = max(row[Cell.LOOP_LAG], int((now - self._tick_due) * MICROSECONDS), 0)
         self._tick_due = now + _TICK
+        self._count_kernel()
         self._publish()
         self._say_rest()
         if self._retired:

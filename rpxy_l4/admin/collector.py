@@ -153,6 +153,10 @@ class ProxyCollector(Collector):
         lag = _gauge(
             "worker_loop_lag_seconds", "Longest delay of a worker's event loop since the worker started.", ["worker"]
         )
+        in_kernel = _gauge("worker_kernel_flows", "UDP flows of a worker that are in the kernel path.", ["worker"])
+        by_kernel = _counter(
+            "kernel_datagrams_total", "UDP datagrams of a worker's flows that the kernel path relayed.", ["worker"]
+        )
         # With those that have left: a counter does not vanish.
         pids: dict[int, int | None] = {**dict.fromkeys(gone), **{worker.number: worker.pid for worker in workers}}
         readings = self._processes(pids)
@@ -161,6 +165,7 @@ class ProxyCollector(Collector):
                 cpu.add_metric([str(index + 1), "user"], reading.cpu_user)
                 cpu.add_metric([str(index + 1), "system"], reading.cpu_system)
             handed.add_metric([str(index + 1)], self._rows[index][Cell.TCP_HANDED])
+            by_kernel.add_metric([str(index + 1)], self._rows[index][Cell.KERNEL_DATAGRAMS])
         for worker in workers:
             number, reading, row = str(worker.number + 1), readings[worker.number], self._rows[worker.number]
             for family, value in (
@@ -173,7 +178,8 @@ class ProxyCollector(Collector):
             for protocol, count in zip(("tcp", "udp"), worker_sessions(row), strict=True):
                 sessions.add_metric([number, protocol], count)
             lag.add_metric([number], row[Cell.LOOP_LAG] / MICROSECONDS)
-        yield from (cpu, resident, open_fds, max_fds, sessions, handed, lag)
+            in_kernel.add_metric([number], row[Cell.UDP_IN_KERNEL])
+        yield from (cpu, resident, open_fds, max_fds, sessions, handed, lag, in_kernel, by_kernel)
 
 
 def _dns(lookups: Lookups, expiries: Mapping[str, float]) -> Iterator[Metric]:
@@ -204,6 +210,11 @@ def _configuration(status: Status) -> Iterator[Metric]:
     for result in _RELOAD_RESULTS:
         reloads.add_metric([result], status.reloads.get(result, 0))
     yield reloads
+    kernel_path = _gauge(
+        "kernel_path_info", "1: decided UDP flows are forwarded in the kernel; 0: they are not.", ["detail"]
+    )
+    kernel_path.add_metric([status.kernel_path], int(status.uses_kernel_path))
+    yield kernel_path
 
 
 def _workers(status: Status) -> Iterator[Metric]:

@@ -13,7 +13,7 @@ from rpxy_l4.config.model import Config, Entry, contains_all
 from rpxy_l4.config.positions import Path
 from rpxy_l4.errors import quote
 from rpxy_l4.router import unreachable
-from rpxy_l4.snapshot import DEFAULT_ROUTE
+from rpxy_l4.snapshot import DEFAULT_ROUTE, KernelPath
 from rpxy_l4.verdict import TRANSPORT_OF, Protocol, Transport
 
 # The descriptors of a snapshot travel in one message: SCM_MAX_FD is 253, and one may carry the snapshot itself.
@@ -52,6 +52,8 @@ def _check_entries(config: Config) -> Iterator[Finding]:
             yield path, "there is an entry of this name under protocols too"
         if entry.alpn and entry.alpns:
             yield (*path, "alpns"), 'this is another spelling of "alpn", which is given too; keep one of them'
+        if entry.kernel_path is KernelPath.ON and TRANSPORT_OF[entry.protocol] is Transport.TCP:
+            yield (*path, "kernel_path"), f"{quote(entry.protocol)} is recognised in user space, and stays there"
         if entry.protocol not in (Protocol.TLS, Protocol.QUIC):
             for key in ("server_names", "alpn", "alpns"):
                 if getattr(entry, key):

@@ -10,7 +10,7 @@ from rpxy_l4.addresses import Endpoint
 from rpxy_l4.config.model import MAX_WORKERS, Config, Entry
 from rpxy_l4.errors import ConfigError, Problem
 from rpxy_l4.metrics.layout import Directory, DirectoryFullError, ListenerSeries, TargetSeries
-from rpxy_l4.snapshot import DEFAULT_ROUTE, Bind, Route, Side, Snapshot, Target
+from rpxy_l4.snapshot import DEFAULT_ROUTE, Bind, KernelPath, Route, Side, Snapshot, Target
 from rpxy_l4.verdict import TRANSPORT_OF, Transport
 
 
@@ -121,6 +121,7 @@ def _default(config: Config, transport: Transport) -> Route | None:
         load_balance=config.tcp_load_balance if is_tcp else config.udp_load_balance,
         idle_lifetime=config.udp_idle_lifetime,
         proxy_version=config.tcp_send_proxy_protocol if is_tcp else None,
+        kernel_path=KernelPath.OFF if is_tcp else config.kernel_path,
     )
 
 
@@ -139,6 +140,7 @@ def _route(config: Config, name: str, entry: Entry) -> Route:
         alpn=entry.alpn_filter,
         idle_lifetime=entry.idle_lifetime,
         proxy_version=version if transport is Transport.TCP else None,
+        kernel_path=KernelPath.OFF if transport is Transport.TCP else entry.kernel_path or config.kernel_path,
     )
 
 

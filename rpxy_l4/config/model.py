@@ -32,7 +32,7 @@ from rpxy_l4.config.forms import (
     word,
 )
 from rpxy_l4.errors import quote
-from rpxy_l4.snapshot import AtLimit, LoadBalance, OnRouteRemoved, OnSupervisorLoss, ProxyVersion
+from rpxy_l4.snapshot import AtLimit, KernelPath, LoadBalance, OnRouteRemoved, OnSupervisorLoss, ProxyVersion
 from rpxy_l4.verdict import Protocol
 
 MAX_WORKERS: Final = 256
@@ -172,6 +172,10 @@ Workers = Annotated[
 ]
 
 
+KernelPathWish = Annotated[KernelPath, member("way to use the kernel path", KernelPath)]
+EntrysKernelPath = Annotated[KernelPath | None, member("way to use the kernel path", KernelPath)]
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
@@ -204,6 +208,10 @@ class Entry(_Table):
     send_proxy_protocol: ProxyHeader = None
     """TCP: begin with a PROXY protocol header of this version, "v1" or "v2"; "none" sends none. Left out:
     tcp_send_proxy_protocol decides."""
+
+    kernel_path: EntrysKernelPath = None
+    """quic and wireguard: whether its flows may be forwarded in the kernel, "auto", "on" or "off". Left out: the
+    kernel_path of the whole file decides."""
 
     @property
     def alpn_filter(self) -> frozenset[bytes]:
@@ -287,6 +295,10 @@ class Config(_Table):
     """How long open sessions may go on after the order to stop, TCP sessions in a worker that leaves, and UDP flows of
     an address that left the configuration, and with on_route_removed = "drain" sessions whose target did. 0: not at
     all."""
+    kernel_path: KernelPathWish = KernelPath.AUTO
+    """Whether UDP flows are forwarded in the kernel once they are decided, where they cost no CPU of this program:
+    "auto" does so where the kernel and the privileges allow it, "on" refuses the configuration where they do not, "off"
+    never does."""
     on_route_removed: Annotated[OnRouteRemoved, member("way to remove a route", OnRouteRemoved)] = OnRouteRemoved.KEEP
     """What becomes of open sessions when their route, or their target in it, leaves the configuration: "keep" lets them
     go on until they end, "drain" ends them after drain_timeout."""

@@ -50,6 +50,10 @@ class Cell(enum.IntEnum):
     """UDP flows let in while ``udp_max_new_per_second`` limited them."""
     TCP_HANDED = 13
     """TCP connections accepted and handed to another worker, which counts them as opened."""
+    UDP_IN_KERNEL = 14
+    """UDP flows that are in the kernel path. Not a counter."""
+    KERNEL_DATAGRAMS = 15
+    """Datagrams that were forwarded there, as far as they are counted for their targets."""
 
 
 WORKER_CELLS: Final = 16

@@ -33,7 +33,14 @@ def settle(row: memoryview, targets: Iterable[int]) -> int:
         lost += left
     row[Cell.TCP_CLOSED] = row[Cell.TCP_OPENED]
     row[Cell.UDP_CLOSED] = row[Cell.UDP_OPENED]
-    for cell in (Cell.HEARTBEAT, Cell.GENERATION, Cell.LOOP_LAG, Cell.DRAINING, Cell.UDP_UNCONFIRMED):
+    for cell in (
+        Cell.HEARTBEAT,
+        Cell.GENERATION,
+        Cell.LOOP_LAG,
+        Cell.DRAINING,
+        Cell.UDP_UNCONFIRMED,
+        Cell.UDP_IN_KERNEL,
+    ):
         row[cell] = 0
     return lost
 

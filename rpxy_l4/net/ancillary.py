@@ -37,6 +37,13 @@ _ALIGNMENT: Final = 8
 _MOST_KNOWN: Final = 1024
 
 
+def source_of(reply: Ancillary) -> bytes:
+    """Return the packed address that an answer leaves from, of what :meth:`AncillaryReader.pick` returned."""
+    level, _, data = reply
+    address: bytes = (_PKTINFO4.unpack(data)[1]) if level == socket.IPPROTO_IP else _PKTINFO6.unpack(data)[0]
+    return address
+
+
 class AncillaryReader:
     """Reads control messages, and remembers what it read: they repeat with every datagram."""
 

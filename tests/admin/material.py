@@ -74,4 +74,6 @@ def status(
         last_reload_ok=last_reload_ok,
         last_reload_success=1_800_000_000.5,
         draining=draining,
+        uses_kernel_path=True,
+        kernel_path="in use: tcx on lo, 16384 flows at most",
     )

@@ -124,6 +124,8 @@ def carry_sessions(row: memoryview) -> None:
     row[Cell.TCP_CLOSED] += 2
     row[Cell.LOOP_LAG] = 250_000
     row[Cell.TCP_HANDED] = 3
+    row[Cell.UDP_IN_KERNEL] = 2
+    row[Cell.KERNEL_DATAGRAMS] = 9
     row[Cell.ACCESS_LINES_DROPPED] += 1
 
 
@@ -165,11 +167,14 @@ UDP = {"listener": ":8448", "protocol": "udp", "route": "default", "target": "[:
         ("target_connects_total", {"route": "web", "target": "10.0.0.1:443", "result": "ok"}, 6),
         ("target_connect_duration_seconds_count", {"route": "web", "target": "10.0.0.1:443"}, 6),
         ("target_connect_duration_seconds_sum", {"route": "web", "target": "10.0.0.1:443"}, 0.0018),
+        ("kernel_path_info", {"detail": "in use: tcx on lo, 16384 flows at most"}, 1),
         ("log_lines_dropped_total", {"stream": "access"}, 2),
         ("log_lines_dropped_total", {"stream": "error"}, 0),
         ("worker_sessions", {"worker": "2", "protocol": "tcp"}, 2),
         ("connections_handed_total", {"worker": "1"}, 3),
         ("worker_loop_lag_seconds", {"worker": "1"}, 0.25),
+        ("worker_kernel_flows", {"worker": "1"}, 2),
+        ("kernel_datagrams_total", {"worker": "1"}, 9),
     ],
 )
 def test_what_the_workers_counted_is_shown_as_one(

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from rpxy_l4.kernel.path import why_not
 from tests.support.http3 import Http3Target
 from tests.support.netns import Namespaces, inside
 from tests.support.openssh import sshd
@@ -225,6 +226,8 @@ class Scene:
         if self.proxy.has_not_ended():
             assert Resources.of(self.proxy.pid).threads == 1
         assert [line for line in self.proxy.log() if line.startswith("Traceback")] == []
+        if why_not() is None and self.proxy.has_not_ended():
+            eventually(lambda: self.metric("kernel_datagrams_total"), "flows have been in the kernel")
 
     def _config(self) -> str:
         address = "" if "listen_address_v4" in self._keys else f'listen_address_v4 = "{PROXY}"\n'

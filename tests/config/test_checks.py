@@ -56,6 +56,13 @@ def test_keys_of_udp_on_tcp_and_of_tcp_on_udp_are_without_effect() -> None:
     assert findings(protocols={"x": entry("ssh", idle_lifetime=5), "y": entry("quic", send_proxy_protocol="v1")}) == []
 
 
+def test_what_is_recognised_in_tcp_cannot_be_made_to_stay_in_the_kernel() -> None:
+    assert findings(protocols={"x": entry("ssh", kernel_path="auto"), "y": entry("quic", kernel_path="on")}) == []
+    assert findings(protocols={"x": entry("ssh", kernel_path="on")}) == [
+        (("protocols", "x", "kernel_path"), '"ssh" is recognised in user space, and stays there')
+    ]
+
+
 def test_a_name_stands_for_one_entry() -> None:
     found = findings(protocols={"x": entry("ssh")}, protocol={"x": entry("http")})
 

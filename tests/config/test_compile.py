@@ -11,7 +11,7 @@ from rpxy_l4.config.compile import compile_snapshot, routes, summary
 from rpxy_l4.config.model import Config
 from rpxy_l4.errors import ConfigError
 from rpxy_l4.metrics.layout import MAX_TARGETS, Directory, ListenerSeries, TargetSeries
-from rpxy_l4.snapshot import AtLimit, Bind, LoadBalance, ProxyVersion, Route, Side, Snapshot, Target
+from rpxy_l4.snapshot import AtLimit, Bind, KernelPath, LoadBalance, ProxyVersion, Route, Side, Snapshot, Target
 from rpxy_l4.verdict import Protocol, Transport
 
 TCP, UDP = Transport.TCP, Transport.UDP
@@ -59,6 +59,7 @@ def test_every_key_reaches_the_snapshot() -> None:
         tcp_detect_timeout="250ms",
         tcp_connect_timeout="2s",
         drain_timeout=0,
+        kernel_path="off",
         workers=2,
         slots=3,
         watch=False,
@@ -66,7 +67,7 @@ def test_every_key_reaches_the_snapshot() -> None:
         admin={"listen": "[::1]:9000"},
         protocols={
             "web": entry("tls", "b:443", server_names=["B.example"], alpn=["H2"], load_balance="source_socket"),
-            "vpn": entry("wireguard", "c:51820", idle_lifetime=180),
+            "vpn": entry("wireguard", "c:51820", idle_lifetime=180, kernel_path="on"),
         },
     )
 
@@ -120,6 +121,7 @@ def test_every_key_reaches_the_snapshot() -> None:
                     protocol=Protocol.WIREGUARD,
                     targets=(Target("c:51820", "c", 51820, is_name=True, series=3),),
                     idle_lifetime=180.0,
+                    kernel_path=KernelPath.ON,
                 ),
             ),
             default=Route(
@@ -129,6 +131,7 @@ def test_every_key_reaches_the_snapshot() -> None:
                 targets=(Target("[::1]:53", "::1", 53, is_name=False, series=4),),
                 load_balance=LoadBalance.RANDOM,
                 idle_lifetime=10.0,
+                kernel_path=KernelPath.OFF,
             ),
             series=1,
             max_sessions=9,
@@ -191,6 +194,22 @@ def test_an_entry_inherits_the_proxy_header_unless_it_says_otherwise(
 
     assert side(snapshot, TCP).routes[0].proxy_version is sent
     assert side(snapshot, UDP).routes[0].proxy_version is None
+
+
+@pytest.mark.parametrize(
+    ("top", "own", "used"),
+    [(None, None, "auto"), ("off", None, "off"), ("on", None, "on"), ("off", "auto", "auto"), ("on", "off", "off")],
+)
+def test_an_entry_inherits_the_kernel_path_unless_it_says_otherwise(
+    top: str | None, own: str | None, used: str
+) -> None:
+    keys: dict[str, Any] = {"kernel_path": top} if top else {}
+    own_keys = {"kernel_path": own} if own else {}
+    snapshot = compiled(**keys, protocols={"x": entry("quic", **own_keys), "y": entry("ssh")})
+
+    assert side(snapshot, UDP).routes[0].kernel_path == used
+    assert side(snapshot, TCP).routes[0].kernel_path == "off"
+    assert snapshot.kernel_path == used
 
 
 def test_an_idle_lifetime_of_zero_is_infinite() -> None:

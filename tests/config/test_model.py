@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from rpxy_l4.addresses import parse_endpoint
 from rpxy_l4.config.model import Admin, Config, Entry, contains_all
-from rpxy_l4.snapshot import AtLimit, LoadBalance, OnRouteRemoved, OnSupervisorLoss, ProxyVersion
+from rpxy_l4.snapshot import AtLimit, KernelPath, LoadBalance, OnRouteRemoved, OnSupervisorLoss, ProxyVersion
 from rpxy_l4.verdict import Protocol
 
 
@@ -47,6 +47,7 @@ def test_every_key_but_the_port_has_a_default() -> None:
         "tcp_detect_timeout": 3.0,
         "tcp_connect_timeout": 5.0,
         "drain_timeout": 30.0,
+        "kernel_path": KernelPath.AUTO,
         "on_route_removed": OnRouteRemoved.KEEP,
         "on_supervisor_loss": OnSupervisorLoss.DRAIN,
         "workers": "auto",
@@ -68,6 +69,7 @@ def test_every_key_but_the_port_has_a_default() -> None:
         "alpn": (),
         "alpns": (),
         "send_proxy_protocol": None,
+        "kernel_path": None,
     }
 
 

@@ -27,6 +27,9 @@ PROMISED: Final = {
     "datagrams_dropped_total",
     "detections_total",
     "session_duration_seconds_bucket",
+    "kernel_path_info",
+    "worker_kernel_flows",
+    "kernel_datagrams_total",
 }
 
 

@@ -86,7 +86,7 @@ udp_target = ["127.0.0.1:{echo.port}"]
     ("module", "old", "new", "said"),
     [
         ("cli.py", "from __future__", "from __nowhere__", "nowhere"),
-        ("supervisor/upgrade.py", "FORMAT: Final = 1", "FORMAT: Final = 2", "restart the program instead"),
+        ("supervisor/upgrade.py", "FORMAT: Final = ", "FORMAT: Final = 9", "restart the program instead"),
         ("metrics/layout.py", "DRAINING = 9", "DRAINING = 10", "count different things"),
         ("config/model.py", "    workers: Workers", "    wokers: Workers", "workers"),
     ],

@@ -75,9 +75,11 @@ class Http3Target:
         retry: bool = False,
         alpn: Sequence[str] = H3_ALPN,
         protocol: type[Http3Protocol] = Http3Protocol,
+        host: str = "127.0.0.1",
     ) -> None:
         self.port = free_port()
-        self.text = f"127.0.0.1:{self.port}"
+        self._host = host
+        self.text = f"{host}:{self.port}"
         self._configuration = QuicConfiguration(is_client=False, alpn_protocols=list(alpn))
         self._configuration.load_cert_chain(files.certificate, files.key)
         self._protocol = type("Named", (protocol,), {"name": name})
@@ -91,7 +93,7 @@ class Http3Target:
         tickets = _Tickets()
         self._server = self._loop.run_until_complete(
             serve(
-                "127.0.0.1",
+                self._host,
                 self.port,
                 configuration=self._configuration,
                 create_protocol=self._protocol,
@@ -168,8 +170,9 @@ async def http3_get(
     alpn: Sequence[str] = H3_ALPN,
     version: QuicProtocolVersion = QuicProtocolVersion.VERSION_1,
     ticket: SessionTicket | None = None,
+    host: str = "127.0.0.1",
 ) -> Http3Answer:
-    """Ask for the paths one after another on one connection to 127.0.0.1, without checking the certificate.
+    """Ask for the paths one after another on one connection, without checking the certificate.
 
     From a port that nobody used lately: another client's flow may still be remembered by the address that it had.
     """
@@ -184,7 +187,7 @@ async def http3_get(
         supported_versions=[version],
     )
     async with connect(
-        "127.0.0.1",
+        host,
         port,
         configuration=configuration,
         create_protocol=_Client,

@@ -67,9 +67,8 @@ class InProcess:
                 self.tcp.generation = generation
                 self.tcp.resume()
             else:
-                self.udp = UdpListener(
-                    self.context, bind, sock, self.undecided, FlowMemory(memoryview(bytearray(1 << 16)), b"key", 600.0)
-                )
+                memory = FlowMemory(memoryview(bytearray(1 << 16)), b"key", 600.0)
+                self.udp = UdpListener(self.context, bind, sock, self.undecided, memory, 0)
                 self.udp.generation = generation
                 self.udp.resume()
         self.loop.add_reader(self.context.poller.fileno(), self.context.poller.dispatch)

@@ -21,12 +21,12 @@ from typing import Final
 # fmt: off
 NUMBERS: Final[dict[str, dict[str, int]]] = {
     "x86_64": {
-        "accept4": 288, "connect": 42, "fcntl": 72, "recvmmsg": 299, "sendmmsg": 307, "setsockopt": 54, "socket": 41,
-        "splice": 275,
+        "accept4": 288, "bpf": 321, "connect": 42, "fcntl": 72, "recvmmsg": 299, "sendmmsg": 307, "setsockopt": 54,
+        "socket": 41, "splice": 275,
     },
     "aarch64": {
-        "accept4": 242, "connect": 203, "fcntl": 25, "recvmmsg": 243, "sendmmsg": 269, "setsockopt": 208, "socket": 198,
-        "splice": 76,
+        "accept4": 242, "bpf": 280, "connect": 203, "fcntl": 25, "recvmmsg": 243, "sendmmsg": 269, "setsockopt": 208,
+        "socket": 198, "splice": 76,
     },
 }
 # fmt: on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,11 +16,13 @@ from tests.support.waiting import PATIENCE
 class UdpEcho:
     """A UDP target that answers with what it got, behind the port it got it from."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        self._socket.bind(("127.0.0.1", 0))
+        self._socket.bind((host, port))
+        self._wake, self._woken = socket.socketpair()
         self.port: int = self._socket.getsockname()[1]
+        self.text = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -30,16 +33,15 @@ class UdpEcho:
         self.close()
 
     def _serve(self) -> None:
-        while True:
+        while self._woken not in select.select([self._socket, self._woken], [], [])[0]:
             data, client = self._socket.recvfrom(65536)
-            if data == b"end":
-                return
-            self._socket.sendto(b"%d %s" % (client[1], data), client)
+            with contextlib.suppress(OSError):  # the client is gone, or what it sent has no room for a port
+                self._socket.sendto(b"%d %s" % (client[1], data), client)
 
     def close(self) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
-            end.sendto(b"end", ("127.0.0.1", self.port))
+        self._wake.close()
         self._thread.join(PATIENCE)
+        self._woken.close()
         self._socket.close()
 
 
