@@ -17,7 +17,7 @@ from rpxy_l4.kernel.path import KernelPath
 from tests.support.netns import Namespaces
 from tests.support.peers import run
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 SLOTS: Final = 2
 CAPACITY: Final = 32

@@ -15,7 +15,7 @@ from tests.support.kernel_path import needs_kernel_path, programs_at
 from tests.support.netns import Namespaces
 from tests.support.peers import run
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 
 def attached() -> dict[int, list[object]]:

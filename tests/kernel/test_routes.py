@@ -13,7 +13,7 @@ from rpxy_l4.kernel.routes import Passage, Routes
 from tests.support.netns import Namespaces
 from tests.support.peers import run
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 
 @pytest.fixture
