@@ -112,6 +112,8 @@ class KernelFlows:
         with contextlib.ExitStack() as stack:
             self._routes = stack.enter_context(closing(Routes()))
             self._policies = stack.enter_context(closing(Policies()))
+            # Before the first flow comes in, not a second later.
+            barred = self._policies.exist()
             stack.pop_all()
         os.close(counters)  # the mapping stays
         self._flows = Map(flows, MAPS["flows"])
@@ -125,7 +127,7 @@ class KernelFlows:
         """Pairs whose flows have been taken out. A packet that was under way may still be counted there."""
         self._crowded: set[int] = set()
         """Slots that have been found full since a while."""
-        self.is_barred = False
+        self.is_barred = barred
         """Whether nothing may be in: this host has policies of IPsec, which packets would miss."""
         self._suspects: deque[Entry] = deque()
         """Flows whose way may have changed."""

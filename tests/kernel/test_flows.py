@@ -311,10 +311,22 @@ def test_flows_whose_way_has_changed_are_named(here: Namespaces, flows: KernelFl
         assert not flows.has_suspects
 
 
-def test_policies_of_ipsec_bar_everything(here: Namespaces, flows: KernelFlows) -> None:
-    """What is forwarded by the kernel path would miss them, and leave unencrypted."""
+def add_policy(here: Namespaces) -> None:
     run("ip", "-n", here["here"], "xfrm", "policy", "add", "src", "10.1.0.1/32", "dst", "10.9.0.0/16", "dir", "out",
         "tmpl", "proto", "esp", "mode", "transport")  # fmt: skip
+
+
+def test_policies_of_ipsec_that_are_there_bar_the_first_flow(here: Namespaces, path: KernelPath) -> None:
+    add_policy(here)
+    with closing(open_flows(path)) as flows, Flow(flows) as flow:
+        flows.claim({0}, no_rest)
+        assert flows.is_barred
+        assert not flow.enter()
+
+
+def test_policies_of_ipsec_bar_everything(here: Namespaces, flows: KernelFlows) -> None:
+    """What is forwarded by the kernel path would miss them, and leave unencrypted."""
+    add_policy(here)
 
     def is_barred() -> bool:
         flows.rest(no_rest)
