@@ -423,7 +423,7 @@ class UdpFlow:
         now = self._context.poller.now
         try:
             if self._entry is not None:
-                self._see_kernel(self._entry)
+                self._see_kernel()
             if now - self._last > _QUIET_SECONDS and self._is_of_another(messages[0]):
                 self._finish(Reason.IDLE)
                 self._listener.give(self._key, messages)
@@ -772,8 +772,7 @@ class UdpFlow:
         if self._to_target is None:
             self._decide(None, Detected.TIMEOUT)
             return
-        if self._entry is not None:
-            self._see_kernel(self._entry)
+        self._see_kernel()
         quiet = self._context.poller.now - self._last
         if quiet >= self._idle:
             self._finish(Reason.IDLE)
@@ -848,14 +847,15 @@ class UdpFlow:
         kernel, entry = self._context.kernel, self._entry
         if kernel is not None and entry is not None:
             kernel.remove(entry)
-            self._see_kernel(entry)
+            self._see_kernel()
             self.count_kernel(*kernel.take(entry))
             self._entry = None
 
-    def _see_kernel(self, entry: Entry) -> None:
-        """Know when its last datagram passed."""
-        if self._context.kernel is not None:
-            self._last = max(self._last, self._context.kernel.last(entry))
+    def _see_kernel(self) -> None:
+        """Know when its last datagram passed there, if any did."""
+        kernel, entry = self._context.kernel, self._entry
+        if kernel is not None and entry is not None:
+            self._last = max(self._last, kernel.last(entry))
 
     def count_kernel(self, from_client: Amount, from_target: Amount) -> None:
         """Count what passed in the kernel."""
@@ -886,7 +886,7 @@ class UdpFlow:
             return record, None
         kernel, entry = self._context.kernel, self._entry
         if kernel is not None and entry is not None:
-            self._see_kernel(entry)
+            self._see_kernel()
             self.count_kernel(*kernel.take(entry))
         return record._replace(
             held=(),
@@ -1036,8 +1036,7 @@ class UdpFlow:
     @property
     def is_quiet(self) -> bool:
         """Whether it carries nothing just now that would be worth waiting for."""
-        if self._entry is not None:
-            self._see_kernel(self._entry)
+        self._see_kernel()
         return self._context.poller.now - self._last > _QUIET_SECONDS
 
     def _close(self) -> None:

@@ -9,25 +9,19 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from rpxy_l4.kernel.layout import MapDefinition
 from rpxy_l4.kernel.program import INSTRUCTION_BYTES
-
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
-_syscall = _LIBC.syscall
-_syscall.restype = ctypes.c_long
-_NUMBER: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280}.get(platform.machine())
+from rpxy_l4.net import libc
 
 _MAP_CREATE: Final = 0
 _MAP_UPDATE: Final = 2
 _MAP_DELETE: Final = 3
 _PROG_LOAD: Final = 5
-_TEST_RUN: Final = 10
 _MAP_LOOKUP_BATCH: Final = 24
 _MAP_LOOKUP: Final = 1
 _LINK_CREATE: Final = 28
@@ -37,7 +31,6 @@ _NEW_PROGRAM: Final = struct.Struct("=IIQQIIQII16sII")
 _NEW_LINK: Final = struct.Struct("=IIIIIIQ")
 _ELEMENT: Final = struct.Struct("=IxxxxQQQ")
 _BATCH: Final = struct.Struct("=QQQQIIQQ")
-_TRIAL: Final = struct.Struct("=IIIIQQIIIIQQ")
 
 _SCHED_CLS: Final = 3
 _TCX_INGRESS: Final = 46
@@ -47,7 +40,7 @@ _NO_EXIST: Final = 1
 _POSSIBLE_CPUS: Final = Path("/sys/devices/system/cpu/possible")
 _LOG_BYTES: Final = 1 << 20
 _AT_A_TIME: Final = 1024
-_MOST_OUT: Final = 1 << 17
+_LICENSE: Final = b"Dual MIT/GPL"
 
 
 class VerifierError(Exception):
@@ -69,19 +62,19 @@ def create_map(name: str, definition: MapDefinition, entries: int) -> int:
     return _call(_MAP_CREATE, _NEW_MAP.pack(kind, key_bytes, value_bytes, entries, flags, 0, 0, name.encode()))
 
 
-def load_program(name: str, code: bytes, license_: bytes = b"Dual MIT/GPL\0") -> int:
+def load_program(name: str, code: bytes) -> int:
     """Return the descriptor of a program, close-on-exec and the caller's.
 
     Raises VerifierError with the verifier's log where it has one, OSError otherwise.
     """
     try:
-        return _load(name, code, license_, None)
+        return _load(name, code, None)
     except OSError as first:
         if first.errno == errno.EPERM:  # without the privilege there is no verdict on the program
             raise
         log = ctypes.create_string_buffer(_LOG_BYTES)
         try:
-            return _load(name, code, license_, log)
+            return _load(name, code, log)
         except OSError as error:
             text = log.value.decode(errors="replace")
             if not text:
@@ -89,8 +82,8 @@ def load_program(name: str, code: bytes, license_: bytes = b"Dual MIT/GPL\0") ->
             raise VerifierError(name, error, text) from None
 
 
-def _load(name: str, code: bytes, license_: bytes, log: ctypes.Array[ctypes.c_char] | None) -> int:
-    instructions, terms = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(license_)
+def _load(name: str, code: bytes, log: ctypes.Array[ctypes.c_char] | None) -> int:
+    instructions, terms = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(_LICENSE)
     return _call(
         _PROG_LOAD,
         _NEW_PROGRAM.pack(
@@ -135,13 +128,13 @@ class Map:
     def insert(self, key: bytes, value: bytes) -> None:
         """Put an entry in. Raises OSError: FileExistsError when there is one, E2BIG when the map is full."""
         self._key.raw, self._value.raw = key, value
-        _invoke(_MAP_UPDATE, self._insert, _ELEMENT.size)
+        libc.bpf(_MAP_UPDATE, self._insert, _ELEMENT.size)
 
     def remove(self, key: bytes) -> bool:
         """Take an entry out; whether there was one."""
         self._key.raw = key
         try:
-            _invoke(_MAP_DELETE, self._remove, _ELEMENT.size)
+            libc.bpf(_MAP_DELETE, self._remove, _ELEMENT.size)
         except FileNotFoundError:
             return False
         return True
@@ -169,7 +162,7 @@ class Map:
                 )
             )
             try:
-                _invoke(_MAP_LOOKUP_BATCH, attributes, _BATCH.size)
+                libc.bpf(_MAP_LOOKUP_BATCH, attributes, _BATCH.size)
             except FileNotFoundError:
                 is_last = True
             except OSError as error:
@@ -208,49 +201,5 @@ def _possible_cpus() -> int:
     return int(last) + 1
 
 
-class Trial(NamedTuple):
-    """What a program did with a packet."""
-
-    verdict: int
-    packet: bytes
-    skb: bytes
-    """``struct __sk_buff``, as far as it was given."""
-
-
-def try_program(program: int, packet: bytes, skb: bytes = b"") -> Trial:
-    """Run a program on a packet that is nowhere else (BPF_PROG_TEST_RUN). Raises OSError."""
-    given, out = ctypes.create_string_buffer(packet, len(packet)), ctypes.create_string_buffer(_MOST_OUT)
-    context = ctypes.create_string_buffer(skb, len(skb) or 1)
-    attributes = ctypes.create_string_buffer(
-        _TRIAL.pack(
-            program,
-            0,
-            len(packet),
-            _MOST_OUT,
-            ctypes.addressof(given),
-            ctypes.addressof(out),
-            1,
-            0,
-            len(skb),
-            len(skb),
-            ctypes.addressof(context) if skb else 0,
-            ctypes.addressof(context) if skb else 0,
-        )
-    )
-    _invoke(_TEST_RUN, attributes, _TRIAL.size)
-    _, verdict, _, length, *_ = _TRIAL.unpack(attributes.raw[: _TRIAL.size])
-    return Trial(ctypes.c_int32(verdict).value, out.raw[:length], context.raw[: len(skb)])
-
-
 def _call(command: int, attributes: bytes) -> int:
-    return _invoke(command, ctypes.create_string_buffer(attributes, len(attributes)), len(attributes))
-
-
-def _invoke(command: int, attributes: ctypes.Array[ctypes.c_char], size: int) -> int:
-    if _NUMBER is None:
-        raise OSError(errno.ENOSYS, f"not known for {platform.machine()}")
-    result: int = _syscall(_NUMBER, command, ctypes.byref(attributes), size)
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result
+    return libc.bpf(command, ctypes.create_string_buffer(attributes, len(attributes)), len(attributes))

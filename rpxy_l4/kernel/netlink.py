@@ -32,7 +32,6 @@ _POLICY_COUNTS: Final = 1
 _ERROR: Final = 2
 _DONE: Final = 3
 _NEW_LINK: Final = 16
-_DEL_LINK: Final = 17
 _GET_LINK: Final = 18
 _GET_ROUTE: Final = 26
 _NEW_ROUTE: Final = 24
@@ -109,21 +108,12 @@ class Filter(NamedTuple):
     name: str
 
 
-class ProtocolNotSupportedError(OSError):
-    """The kernel has no netlink of this family."""
-
-
 class Netlink:
     """Asks the kernel. Owns a socket."""
 
     def __init__(self, family: int = _NETLINK_ROUTE) -> None:
-        """Open the socket. Raises OSError: ProtocolNotSupportedError when the kernel has nothing of this family."""
-        try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
-        except OSError as error:
-            if error.errno == errno.EPROTONOSUPPORT:
-                raise ProtocolNotSupportedError(error.errno, error.strerror) from error
-            raise
+        """Open the socket. Raises OSError, with EPROTONOSUPPORT when the kernel has nothing of this family."""
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
         self._socket.bind((0, 0))
         # The kernel answers while it is asked. Whatever happens, nobody waits for ever.
         self._socket.settimeout(_PATIENCE)
@@ -229,9 +219,12 @@ class Policies:
     def __init__(self) -> None:
         """Open the socket. Raises OSError."""
         self._connection: Netlink | None = None
-        # Not in every kernel, nor for everybody whom a security module watches.
-        with contextlib.suppress(ProtocolNotSupportedError, PermissionError):
+        try:
             self._connection = Netlink(_NETLINK_XFRM)
+        except OSError as error:
+            # Not in every kernel, nor for everybody whom a security module watches.
+            if error.errno not in {errno.EPROTONOSUPPORT, errno.EPERM, errno.EACCES}:
+                raise
 
     def exist(self) -> bool:
         """Return whether there are any. Raises OSError."""

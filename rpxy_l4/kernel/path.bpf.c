@@ -309,12 +309,19 @@ static __always_inline int rewrite(struct __sk_buff *skb, __u32 network, const s
     return REWRITTEN;
 }
 
-// Note that packets of this direction may be no longer than this, from now on.
-static __always_inline void shorten(const struct flow_key *answers, __u32 mtu)
+// Note that packets may be no longer than this from now on, of the direction that "answers" are the answers to. The ports
+// are those of a packet of that direction.
+static __always_inline void shorten(struct flow_key *answers, __be16 source_port, __be16 destination_port, __u32 mtu,
+                                    __u32 least)
 {
-    struct flow *back = bpf_map_lookup_elem(&flows, answers), *flow;
-    struct flow_key key = {.protocol = answers->protocol, .family = answers->family};
+    struct flow_key key = {.protocol = IPPROTO_UDP, .family = answers->family};
+    struct flow *back, *flow;
 
+    answers->protocol = IPPROTO_UDP;
+    answers->source_port = destination_port;
+    answers->destination_port = source_port;
+    back = bpf_map_lookup_elem(&flows, answers);
+    mtu = mtu < least ? least : mtu > 0xffff ? 0xffff : mtu;
     if (!back)
         return;
     // What comes the other way becomes a packet between the same two hosts as this direction's are before.
@@ -337,8 +344,7 @@ static __always_inline void read_icmp(struct __sk_buff *skb, __u32 network)
         struct iphdr ip;
         __be16 source, destination;
     } error;
-    struct flow_key key = {.protocol = IPPROTO_UDP, .family = 4};
-    __u32 mtu;
+    struct flow_key key = {.family = 4};
 
     if (bpf_skb_load_bytes(skb, network, &outer, sizeof(outer)) || outer.protocol != IPPROTO_ICMP)
         return;
@@ -350,10 +356,7 @@ static __always_inline void read_icmp(struct __sk_buff *skb, __u32 network)
         return;
     key.source[0] = error.ip.daddr;
     key.destination[0] = error.ip.saddr;
-    key.source_port = error.destination;
-    key.destination_port = error.source;
-    mtu = bpf_ntohs(error.icmp.mtu);
-    shorten(&key, mtu < LEAST_MTU_IPV4 ? LEAST_MTU_IPV4 : mtu);
+    shorten(&key, error.source, error.destination, bpf_ntohs(error.icmp.mtu), LEAST_MTU_IPV4);
 }
 
 // The same.
@@ -365,8 +368,7 @@ static __always_inline void read_icmpv6(struct __sk_buff *skb, __u32 network)
         struct ipv6hdr ip;
         __be16 source, destination;
     } error;
-    struct flow_key key = {.protocol = IPPROTO_UDP, .family = 6};
-    __u32 mtu;
+    struct flow_key key = {.family = 6};
 
     if (bpf_skb_load_bytes(skb, network, &outer, sizeof(outer)) || outer.nexthdr != IPPROTO_ICMPV6)
         return;
@@ -376,10 +378,7 @@ static __always_inline void read_icmpv6(struct __sk_buff *skb, __u32 network)
         return;
     __builtin_memcpy(key.source, &error.ip.daddr, sizeof(key.source));
     __builtin_memcpy(key.destination, &error.ip.saddr, sizeof(key.destination));
-    key.source_port = error.destination;
-    key.destination_port = error.source;
-    mtu = bpf_ntohl(error.icmp.mtu);
-    shorten(&key, mtu < LEAST_MTU_IPV6 ? LEAST_MTU_IPV6 : mtu > 0xffff ? 0xffff : mtu);
+    shorten(&key, error.source, error.destination, bpf_ntohl(error.icmp.mtu), LEAST_MTU_IPV6);
 }
 
 static __always_inline int read_error(struct __sk_buff *skb, __u32 network)

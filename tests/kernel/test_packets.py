@@ -13,10 +13,10 @@ from typing import Final
 
 import pytest
 
-from rpxy_l4.kernel.bpf import Map, try_program
+from rpxy_l4.kernel.bpf import Map
 from rpxy_l4.kernel.layout import COUNTER_BYTES, COUNTER_WORDS, LAST, MAPS, PROOF, Why, address, flow_key, flow_value
 from rpxy_l4.kernel.path import KernelPath
-from tests.support.kernel_path import needs_kernel_path
+from tests.support.kernel_path import needs_kernel_path, try_program
 
 LEFT: Final = -1
 """TC_ACT_UNSPEC: to whoever is next."""
@@ -107,8 +107,7 @@ class Bench:
         if segment:
             struct.pack_into("=I", context, 164, -(-(len(packet) - 42) // segment))
             struct.pack_into("=I", context, 176, segment)
-        trial = try_program(self.path.program("ethernet"), packet, bytes(context) if segment else b"")
-        return trial.verdict, trial.packet
+        return try_program(self.path.program("ethernet"), packet, bytes(context) if segment else b"")
 
     def counted(self, counter: int) -> tuple[int, int]:
         packets, size = self.memory[counter * COUNTER_WORDS : counter * COUNTER_WORDS + 2]

@@ -8,12 +8,16 @@ from typing import Final
 
 import pytest
 
-from rpxy_l4.kernel import bpf
 from rpxy_l4.kernel.path import why_not
+from rpxy_l4.net.libc import bpf
 
 _QUERY: Final = struct.Struct("=IIIIQIxxxxQQQ")
 """The part of ``union bpf_attr`` for BPF_PROG_QUERY."""
+_TRIAL: Final = struct.Struct("=IIIIQQIIIIQQ")
+"""That for BPF_PROG_TEST_RUN."""
 _PROG_QUERY: Final = 16
+_TEST_RUN: Final = 10
+_MOST_OUT: Final = 1 << 17
 _TCX_INGRESS: Final = 46
 _MOST: Final = 64
 
@@ -24,8 +28,23 @@ def programs_at(interface: int) -> list[int]:
     attributes = ctypes.create_string_buffer(
         _QUERY.pack(interface, _TCX_INGRESS, 0, 0, ctypes.addressof(ids), _MOST, 0, 0, 0)
     )
-    bpf._invoke(_PROG_QUERY, attributes, _QUERY.size)
+    bpf(_PROG_QUERY, attributes, _QUERY.size)
     return list(ids[: _QUERY.unpack(attributes.raw[: _QUERY.size])[5]])
+
+
+def try_program(program: int, packet: bytes, skb: bytes = b"") -> tuple[int, bytes]:
+    """Run a program on a packet that is nowhere else; its verdict, and the packet then.
+
+    ``skb`` is a ``struct __sk_buff``, or nothing where all of it may be 0.
+    """
+    given, out = ctypes.create_string_buffer(packet, len(packet)), ctypes.create_string_buffer(_MOST_OUT)
+    context = ctypes.create_string_buffer(skb, len(skb) or 1)
+    packets = (len(packet), _MOST_OUT, ctypes.addressof(given), ctypes.addressof(out))
+    of_context = (len(skb), 0, ctypes.addressof(context) if skb else 0, 0)
+    attributes = ctypes.create_string_buffer(_TRIAL.pack(program, 0, *packets, 1, 0, *of_context))
+    bpf(_TEST_RUN, attributes, _TRIAL.size)
+    _, verdict, _, length, *_ = _TRIAL.unpack(attributes.raw[: _TRIAL.size])
+    return ctypes.c_int32(verdict).value, out.raw[:length]
 
 
 def needs_kernel_path() -> None:
