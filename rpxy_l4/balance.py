@@ -1,12 +1,17 @@
 """Which target a session goes to, and which one next if that fails.
 
-``source_ip`` and ``source_socket`` are rendezvous hashing (highest random weight): each candidate gets a weight from
-the client and its own text, and the heaviest is chosen. Nothing else goes in, so every worker, restart and machine
-chooses alike, and when a candidate leaves, only its own clients move.
+``source_ip`` and ``source_socket`` put each client into one of 4096 buckets, and choose for a bucket by rendezvous
+hashing (highest random weight): each candidate gets a weight from the bucket and its own text, and the heaviest is
+chosen. Nothing else goes in, so every worker, restart and machine chooses alike, and when a candidate leaves, only its
+own clients move. The kernel path finds the bucket itself, and has the choices in a table.
 
-The weight is BLAKE2b with an 8-byte digest, read as a big-endian number, keyed with ``rpxy-l4 rendezvous``, over:
-the client's address in 4 or 16 bytes, for ``source_socket`` its port in 2 bytes, the number of earlier candidates with
-the same text in 4 bytes, the text. Numbers are big-endian; an IPv4-mapped IPv6 address counts as IPv4.
+The bucket: begin with 0; for each number that the client has, exclusive-or it in, multiply by 0x9e3779b97f4a7c15 modulo
+2^64, and exclusive-or the upper half into the lower one; multiply once more; take the highest 12 bits. The numbers are
+an IPv4 address, or both halves of an IPv6 address, and for ``source_socket`` the port; an IPv4-mapped IPv6 address
+counts as IPv4.
+
+The weight: BLAKE2b with an 8-byte digest, read as a big-endian number, keyed with ``rpxy-l4 rendezvous``, over the
+bucket in 2 bytes, the number of earlier candidates with the same text in 4 bytes, the text. Numbers are big-endian.
 """
 
 from __future__ import annotations
@@ -20,6 +25,11 @@ from random import Random
 from typing import Final, TypeVar, assert_never
 
 from rpxy_l4.snapshot import LoadBalance, Target
+
+BUCKETS: Final = 4096
+_FACTOR: Final = 0x9E3779B97F4A7C15
+_SHIFT: Final = 64 - 12
+_HALF: Final = (1 << 64) - 1
 
 _KEY: Final = b"rpxy-l4 rendezvous"
 _DIGEST: Final = 8
@@ -73,24 +83,52 @@ def _rank(
         case LoadBalance.RANDOM:
             return random.sample(items, len(items))
         case LoadBalance.SOURCE_IP:
-            client = _packed(client_ip)
+            bucket = bucket_of(client_ip)
         case LoadBalance.SOURCE_SOCKET:
-            client = _packed(client_ip) + client_port.to_bytes(2, "big")
+            bucket = bucket_of(client_ip, client_port)
         case never:
             assert_never(never)
-    earlier: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
-    weights = [_weight(client + next(earlier[text]).to_bytes(4, "big") + text.encode()) for text in texts]
+    weights = _weights(bucket, _labels(texts))
     return [items[index] for index in sorted(range(len(items)), key=weights.__getitem__, reverse=True)]
+
+
+def bucket_of(client_ip: str, client_port: int | None = None) -> int:
+    """Return the bucket of a client, by its address or, with a port, by both."""
+    address = IPv6Address(client_ip) if ":" in client_ip else IPv4Address(client_ip)
+    if isinstance(address, IPv6Address):  # whose zone (``%eth0``) does not count
+        address = address.ipv4_mapped or address
+    number = int(address)
+    found = 0
+    for part in (
+        *((number >> 64, number & _HALF) if isinstance(address, IPv6Address) else (number,)),
+        *(() if client_port is None else (client_port,)),
+    ):
+        found = (found ^ part) * _FACTOR & _HALF
+        found ^= found >> 32
+    return (found * _FACTOR & _HALF) >> _SHIFT
+
+
+def table(targets: Sequence[Target]) -> list[int]:
+    """Return for each bucket which of the targets :func:`rank` puts first, by its place among them."""
+    labels = _labels(target.text for target in targets)
+    found = []
+    for bucket in range(BUCKETS):
+        weights = _weights(bucket, labels)
+        found.append(weights.index(max(weights)))
+    return found
+
+
+def _labels(texts: Iterable[str]) -> list[bytes]:
+    """Return what tells candidates apart."""
+    earlier: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
+    return [next(earlier[text]).to_bytes(4, "big") + text.encode() for text in texts]
+
+
+def _weights(bucket: int, labels: Sequence[bytes]) -> list[bytes]:
+    start = bucket.to_bytes(2, "big")
+    return [_weight(start + label) for label in labels]
 
 
 def _weight(data: bytes) -> bytes:
     # Equal lengths: bytes compare as the big-endian numbers they stand for.
     return hashlib.blake2b(data, digest_size=_DIGEST, key=_KEY).digest()
-
-
-def _packed(ip: str) -> bytes:
-    """Return the bytes of an address; a zone (``%eth0``) does not count."""
-    if ":" not in ip:
-        return IPv4Address(ip).packed
-    address = IPv6Address(ip)
-    return (address.ipv4_mapped or address).packed

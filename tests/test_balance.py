@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
+from ipaddress import ip_network
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rpxy_l4.balance import rank, rank_addresses
+from rpxy_l4.balance import BUCKETS, bucket_of, rank, rank_addresses, table
 from rpxy_l4.snapshot import LoadBalance, Target
 
 STICKY = [LoadBalance.SOURCE_IP, LoadBalance.SOURCE_SOCKET]
@@ -55,8 +56,14 @@ def test_source_socket_looks_at_the_port() -> None:
 
 
 def test_the_choice_is_the_documented_hash() -> None:
+    bucket = 0
+    for number in (0xC0000201, 1024):
+        bucket = (bucket ^ number) * 0x9E3779B97F4A7C15 % 2**64
+        bucket ^= bucket >> 32
+    bucket = bucket * 0x9E3779B97F4A7C15 % 2**64 >> 52
+
     def weight(target: Target) -> int:
-        data = bytes([192, 0, 2, 1]) + (1024).to_bytes(2, "big") + bytes(4) + target.text.encode()
+        data = bucket.to_bytes(2, "big") + bytes(4) + target.text.encode()
         return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=b"rpxy-l4 rendezvous").digest(), "big")
 
     expected = sorted(ABC, key=weight, reverse=True)
@@ -67,7 +74,26 @@ def test_the_choice_is_the_documented_hash() -> None:
 def test_the_choice_never_changes_between_releases() -> None:
     found = [chosen(LoadBalance.SOURCE_IP, ABC, (f"192.0.2.{n}", 0)).host for n in range(12)]
 
-    assert "".join(found) == "acbacccabccc"
+    assert "".join(found) == "cabbbcaacacc"
+
+
+def test_the_table_says_what_the_policy_chooses() -> None:
+    among = targets("a", "b", "a", "c")
+    choices = table(among)
+
+    assert len(choices) == BUCKETS
+    for host, port in [*CLIENTS[:100], ("2001:db8::1", 5), ("2001:db8::ffff:1", 6)]:
+        assert among[choices[bucket_of(host)]] is chosen(LoadBalance.SOURCE_IP, among, (host, port))
+        assert among[choices[bucket_of(host, port)]] is chosen(LoadBalance.SOURCE_SOCKET, among, (host, port))
+
+
+@pytest.mark.parametrize("subnet", ["10.0.0.0/20", "192.0.2.0/24", "2001:db8::/116"])
+def test_neighbours_are_in_different_buckets(subnet: str) -> None:
+    """As evenly as by chance, at least."""
+    clients = [str(address) for address in ip_network(subnet)]
+    used = len({bucket_of(client) for client in clients})
+
+    assert used >= 0.95 * BUCKETS * (1 - (1 - 1 / BUCKETS) ** len(clients))
 
 
 @pytest.mark.parametrize("policy", STICKY)
