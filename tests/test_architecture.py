@@ -33,7 +33,7 @@ LAYERS: Final[list[tuple[str, ...]]] = [
     ("rpxy_l4.detect", "rpxy_l4.router"),
     ("rpxy_l4.config", "rpxy_l4.control", "rpxy_l4.orders"),
     ("rpxy_l4.logs", "rpxy_l4.net"),
-    ("rpxy_l4.kernel",),
+    ("rpxy_l4.access_log", "rpxy_l4.kernel"),
     ("rpxy_l4.admin", "rpxy_l4.supervisor", "rpxy_l4.workers"),
     ("rpxy_l4.ctl", "rpxy_l4.demo"),
     ("rpxy_l4.cli",),
@@ -78,6 +78,7 @@ POWERS: Final[dict[str, tuple[str, ...]]] = {
     "subprocess": ("rpxy_l4.demo", "rpxy_l4.supervisor.upgrade"),
     "threading": ("rpxy_l4.admin",),
     "time": (
+        "rpxy_l4.access_log",
         "rpxy_l4.admin",
         "rpxy_l4.demo",
         "rpxy_l4.kernel",

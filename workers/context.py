@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
 from rpxy_l4 import verdict
+from rpxy_l4.access_log import AccessLog
 from rpxy_l4.balance import rank, rank_addresses
 from rpxy_l4.control import Resolved
 from rpxy_l4.detect.udp import preload
@@ -40,7 +41,6 @@ from rpxy_l4.router import Router
 from rpxy_l4.snapshot import Route, Side, Snapshot, Target
 from rpxy_l4.timers import TimerTable, WaitingLines
 from rpxy_l4.verdict import Transport
-from rpxy_l4.workers.access_log import AccessLog
 from rpxy_l4.workers.colleagues import Colleagues
 from rpxy_l4.workers.living import Living
 from rpxy_l4.workers.poller import Owner, Poller, give_up

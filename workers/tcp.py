@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Final
 
+from rpxy_l4.access_log import describe, endpoint
 from rpxy_l4.addresses import SocketAddress
 from rpxy_l4.detect.tcp import TcpDetector
 from rpxy_l4.endings import ConnectResult, Detected, Reason, Rejection
@@ -47,7 +48,6 @@ from rpxy_l4.proxy_protocol import parse as parse_proxy_header
 from rpxy_l4.snapshot import AtLimit, Bind, Route, Target
 from rpxy_l4.verdict import Match, NeedMore, NoMatch, Transport
 from rpxy_l4.workers import poller
-from rpxy_l4.workers.access_log import describe, endpoint
 from rpxy_l4.workers.context import RECOGNISED, Context, Generation, Half, count_shortage, observe
 from rpxy_l4.workers.relay import BUFFER_BYTES, WAIT, Direction, Outcome
 

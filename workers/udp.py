@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Final
 
+from rpxy_l4.access_log import describe, endpoint
 from rpxy_l4.addresses import SocketAddress
 from rpxy_l4.control import FlowRecord
 from rpxy_l4.detect.udp import UdpDetector, may_begin, may_continue
@@ -54,7 +55,6 @@ from rpxy_l4.net.mmsg import DATAGRAM_BYTES, MOST
 from rpxy_l4.snapshot import Bind, KernelPath, Route, Side, Target
 from rpxy_l4.verdict import Match, NeedMore, NoMatch, Protocol, Transport
 from rpxy_l4.workers import poller
-from rpxy_l4.workers.access_log import describe, endpoint
 from rpxy_l4.workers.context import RECOGNISED, Context, Generation, Half, count_shortage, observe
 
 EVENTS: Final = logging.getLogger(__name__)

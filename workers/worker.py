@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 
 from setproctitle import setproctitle
 
+from rpxy_l4.access_log import AccessLog
 from rpxy_l4.control import (
     Addresses,
     Applied,
@@ -49,7 +50,6 @@ from rpxy_l4.net.channel import Channel, DescriptorsLostError
 from rpxy_l4.net.connection_inbox import ConnectionInbox, InboxEntry
 from rpxy_l4.snapshot import Bind, OnRouteRemoved, OnSupervisorLoss, Snapshot, covers
 from rpxy_l4.verdict import Transport
-from rpxy_l4.workers.access_log import AccessLog
 from rpxy_l4.workers.colleagues import Colleagues
 from rpxy_l4.workers.context import Context, Generation
 from rpxy_l4.workers.handover import Giver, Leaving, Taker, with_descriptors
@@ -111,7 +111,9 @@ class Worker:
         self._channel = channel
         self._memories = memories
         self._logs = logs
-        self._access = AccessLog(logs.access, number + 1, lambda: loop.call_later(_FLUSH_DELAY, self._access.flush))
+        self._access = AccessLog(
+            logs.access, str(number + 1), lambda: loop.call_later(_FLUSH_DELAY, self._access.flush)
+        )
         self._context = Context(loop, number, workers, slab, self._access)
         self._generation: Generation | None = None
         self._attached: dict[Place, socket.socket] = {}

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import uvloop
 
+from rpxy_l4.access_log import AccessLog
 from rpxy_l4.flow_memory import FlowMemory
 from rpxy_l4.logs import Sink
 from rpxy_l4.metrics.slab import Slab
 from rpxy_l4.net.listen import open_group
 from rpxy_l4.snapshot import AtLimit, Bind, Route, Side, Snapshot, Target
 from rpxy_l4.verdict import Protocol, Transport
-from rpxy_l4.workers.access_log import AccessLog
 from rpxy_l4.workers.context import Context, Generation
 from rpxy_l4.workers.tcp import TcpListener, TcpSession
 from rpxy_l4.workers.udp import UdpFlow, UdpListener
@@ -52,7 +52,7 @@ class InProcess:
         """``slab`` has a row for each of so many workers, of which this is the first."""
         self.slab = Slab(workers)
         self.loop = uvloop.new_event_loop()
-        log = AccessLog(Sink(1, folder / "access.log"), 1, lambda: None)
+        log = AccessLog(Sink(1, folder / "access.log"), "1", lambda: None)
         self.context = Context(self.loop, 0, workers, self.slab, log)
         self.port = free_port()
         binds = [Bind(side.transport, "127.0.0.1", self.port) for side in (tcp, udp) if side is not None]

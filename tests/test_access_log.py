@@ -5,10 +5,10 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rpxy_l4.access_log import FLUSH_BYTES, AccessLog, alpn_text, describe, endpoint
 from rpxy_l4.endings import Detected
 from rpxy_l4.logs import Sink
 from rpxy_l4.verdict import Match, Protocol, Transport
-from rpxy_l4.workers.access_log import FLUSH_BYTES, AccessLog, alpn_text, describe, endpoint
 
 
 def test_an_endpoint_brackets_ipv6() -> None:
@@ -34,7 +34,7 @@ def test_whatever_a_client_offers_stays_one_field_of_one_line(names: tuple[bytes
 
 def test_lines_are_collected_and_written_whole(tmp_path: Path) -> None:
     pending: list[int] = []
-    log = AccessLog(Sink(1, tmp_path / "access.log"), 2, lambda: pending.append(1))
+    log = AccessLog(Sink(1, tmp_path / "access.log"), "2", lambda: pending.append(1))
     log.session("client=a")
     log.session("client=b")
 
@@ -49,14 +49,14 @@ def test_lines_are_collected_and_written_whole(tmp_path: Path) -> None:
 
 
 def test_a_full_buffer_is_written_at_once(tmp_path: Path) -> None:
-    log = AccessLog(Sink(1, tmp_path / "access.log"), 0, lambda: None)
+    log = AccessLog(Sink(1, tmp_path / "access.log"), "0", lambda: None)
     log.session("x" * FLUSH_BYTES)
 
     assert (tmp_path / "access.log").stat().st_size > FLUSH_BYTES
 
 
 def test_a_flood_of_refusals_is_summed_up(tmp_path: Path) -> None:
-    log = AccessLog(Sink(1, tmp_path / "access.log"), 0, lambda: None)
+    log = AccessLog(Sink(1, tmp_path / "access.log"), "0", lambda: None)
     for _ in range(1000):
         log.refused("reason=no_route", "no_route", 5.0)
     log.refused("reason=no_route", "no_route", 6.5)

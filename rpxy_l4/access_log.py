@@ -50,16 +50,16 @@ def describe(
 
 
 class AccessLog:
-    """Collects lines and writes them in batches; the worker flushes it soon after the first line and at its end."""
+    """Collects lines and writes them in batches; its owner flushes it soon after the first line and at the end."""
 
-    def __init__(self, sink: Sink, number: int, on_pending: Callable[[], object]) -> None:
-        """Write the lines of worker ``number`` to ``sink``, which stays the caller's.
+    def __init__(self, sink: Sink, worker: str, on_pending: Callable[[], object]) -> None:
+        """Write lines to ``sink``, which stays the caller's; ``worker`` is the value of that field.
 
         ``on_pending`` is called when there is something to flush.
         """
         self._sink = sink
         self._on_pending = on_pending
-        self._tail = f" worker={number}\n"
+        self._tail = f" worker={worker}\n"
         self._lines: list[str] = []
         self._second = -1
         self._stamp = ""
