@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.hosts import Network, make_network
+from tests.support.kernel_path import needs_kernel_path
 from tests.support.proxy import Proxy
 from tests.support.tls_files import TlsFiles, make_tls_files
 
@@ -32,6 +34,22 @@ def start_proxy(tmp_path: Path) -> Iterator[StartProxy]:
             return stack.enter_context(Proxy(tmp_path, config, **options))
 
         yield start
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Iterator[Network]:
+    """Hosts of which the proxy's has a kernel path."""
+    needs_kernel_path()
+    with make_network(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def two_targets(tmp_path: Path) -> Iterator[Network]:
+    """The same, with a host more: ``other``, at 10.3.0.1."""
+    needs_kernel_path()
+    with make_network(tmp_path, "other") as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

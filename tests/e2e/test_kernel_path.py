@@ -8,23 +8,22 @@ import errno
 import json
 import os
 import random
-import re
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import pytest
 
 from rpxy_l4.kernel.netlink import Netlink
 from tests.support import seccomp
+from tests.support.hosts import LOCAL, PROXY, TARGET, Network, capture, control, interfaces, status, wait_for_lines
 from tests.support.http3 import Http3Target, http3_get
-from tests.support.kernel_path import needs_kernel_path, programs_at
+from tests.support.kernel_path import programs_at
 from tests.support.netns import Namespaces, inside
 from tests.support.peers import Program, run
 from tests.support.ports import free_port
-from tests.support.proxy import Proxy, run_cli
+from tests.support.proxy import Proxy
 from tests.support.seccomp import Rule, deny
 from tests.support.tls_files import TlsFiles
 from tests.support.udp_echo import UdpEcho, ask
@@ -33,77 +32,9 @@ from tests.support.wireguard import tunnel
 
 pytestmark = pytest.mark.netns
 
-CLIENT: Final = {4: "10.1.0.1", 6: "2001:db8:1::1"}
-PROXY: Final = {4: "10.1.0.2", 6: "2001:db8:1::2"}
-TARGET: Final = {4: "10.2.0.1", 6: "2001:db8:2::1"}
-LOCAL: Final = {4: "127.0.0.1", 6: "::1"}
 ENOUGH: Final = 12
 """Exchanges of a flow by which it is in the kernel."""
 BPF_LINK_CREATE: Final = 28
-
-
-class Network:
-    """A client, a proxy and a target, each a host of its own."""
-
-    def __init__(self, nets: Namespaces, folder: Path) -> None:
-        self.nets = nets
-        self._folder = folder
-        self._stack = contextlib.ExitStack()
-
-    def at(self, name: str) -> contextlib.AbstractContextManager[None]:
-        return inside(self.nets[name])
-
-    def ip(self, name: str, *arguments: str) -> None:
-        said = run("ip", "-n", self.nets[name], *arguments)
-        assert said.returncode == 0, said.stdout
-
-    def run(self, name: str, *command: str, **options: Any) -> str:
-        said = run("ip", "netns", "exec", self.nets[name], *command, **options)
-        assert said.returncode == 0, said.stdout
-        return said.stdout
-
-    @contextlib.contextmanager
-    def proxy(self, config: str, **options: Any) -> Iterator[Proxy]:
-        config = f'listen_address_v4 = "0.0.0.0"\nlisten_ipv6 = true\ndrain_timeout = 0\n{config}'
-        with Proxy(self._folder, config, netns=self.nets["proxy"], **options) as proxy:
-            yield proxy
-
-    @contextlib.contextmanager
-    def echo(self, host: str) -> Iterator[UdpEcho]:
-        with self.at("proxy" if host in LOCAL.values() else "target"):
-            target = UdpEcho(host)
-        with target:
-            yield target
-
-    @contextlib.contextmanager
-    def client(self, proxy: Proxy, family: int = 4) -> Iterator[socket.socket]:
-        with self.at("client"), proxy.udp(PROXY[family]) as client:
-            yield client
-
-    def metric(self, proxy: Proxy, name: str) -> float:
-        with self.at("proxy"):
-            return proxy.metric(name)
-
-    def in_kernel(self, proxy: Proxy) -> int:
-        """How many datagrams were forwarded by the kernel, as far as that is counted by now."""
-        return int(self.metric(proxy, "kernel_datagrams_total"))
-
-
-@pytest.fixture
-def network(tmp_path: Path) -> Iterator[Network]:
-    needs_kernel_path()
-    with Namespaces("client", "proxy", "target") as nets:
-        nets.join("client", "10.1.0.1/24", "proxy", "10.1.0.2/24")
-        nets.join("proxy", "10.2.0.2/24", "target", "10.2.0.1/24")
-        made = Network(nets, tmp_path)
-        for name, interface, address in (
-            ("client", "cable0a", "2001:db8:1::1"),
-            ("proxy", "cable0b", "2001:db8:1::2"),
-            ("proxy", "cable1a", "2001:db8:2::2"),
-            ("target", "cable1b", "2001:db8:2::1"),
-        ):
-            made.ip(name, "-6", "address", "add", f"{address}/64", "dev", interface, "nodad")
-        yield made
 
 
 def enter(client: socket.socket) -> int:
@@ -186,25 +117,6 @@ def test_whatever_is_sent_arrives_with_valid_checksums(network: Network, family:
             assert [line for line in lines if "udp sum ok" not in line] == []
 
 
-@contextlib.contextmanager
-def capture(network: Network, name: str, interface: str) -> Iterator[Callable[[], list[str]]]:
-    """What tcpdump says of UDP on an interface, line by line as far as that is written."""
-    command = ("tcpdump", "-i", interface, "-n", "-vv", "-l", "udp")
-    with Program(*command, netns=network.nets[name]) as tcpdump:
-        eventually(lambda: "listening on" in tcpdump.output(), "tcpdump listens")
-        yield lambda: re.sub(r"\n\s+", " ", tcpdump.output()).splitlines()
-
-
-def wait_for_lines(seen: Callable[[], list[str]], text: str, count: int) -> list[str]:
-    """The lines of a capture that have a text in them, when there are so many."""
-
-    def enough() -> list[str]:
-        lines = [line for line in seen() if text in line]
-        return lines if len(lines) >= count else []
-
-    return eventually(enough, f"{count} lines with {text!r}")
-
-
 def test_a_datagram_that_is_too_long_for_the_way_goes_by_the_sockets(network: Network) -> None:
     for name, interface in (("proxy", "cable1a"), ("target", "cable1b")):
         network.ip(name, "link", "set", interface, "mtu", "1300")
@@ -218,16 +130,6 @@ def test_a_datagram_that_is_too_long_for_the_way_goes_by_the_sockets(network: Ne
             assert ask(client, bytes(length)) == port
         assert "too big" in status(network)
         assert "fragment" in status(network), "of 5000 bytes, or of the answers"
-
-
-def control(network: Network) -> str:
-    return f'[admin]\nlisten = "127.0.0.1:9448"\ncontrol = "{network._folder}/control"\n'
-
-
-def status(network: Network) -> str:
-    said = run_cli("ctl", "-s", f"{network._folder}/control", "status")
-    assert said.returncode == 0, said.stderr
-    return next(line for line in said.stdout.splitlines() if line.startswith("kernel path"))
 
 
 def test_a_router_that_wants_shorter_packets_is_heeded(network: Network) -> None:
@@ -492,7 +394,7 @@ def test_on_insists(network: Network) -> None:
             proxy.wait_for(why)
             assert enter(client) == port
         refused = Proxy(
-            network._folder, f'kernel_path = "on"\nudp_target = ["{target.text}"]', netns=network.nets["proxy"],
+            network.folder, f'kernel_path = "on"\nudp_target = ["{target.text}"]', netns=network.nets["proxy"],
             launcher=launcher,
         )  # fmt: skip
         refused.start()
@@ -554,8 +456,8 @@ def test_clients_behind_a_tunnel_are_served_by_the_kernel(network: Network, plac
     """Packets of a tunnel's interface have no hardware addresses; where they leave, they need some."""
     mark, port = os.getpid() % 100_000, free_port()
     with (
-        tunnel(network.nets["client"], f"wgc{mark}", "10.6.0.1/24", network._folder) as near,
-        tunnel(network.nets["proxy"], f"wgp{mark}", "10.6.0.2/24", network._folder) as far,
+        tunnel(network.nets["client"], f"wgc{mark}", "10.6.0.1/24", network.folder) as near,
+        tunnel(network.nets["proxy"], f"wgp{mark}", "10.6.0.2/24", network.folder) as far,
     ):
         far.set("listen-port", str(port), "peer", near.public_key, "allowed-ips", "10.6.0.1/32")
         near.set("peer", far.public_key, "allowed-ips", "10.6.0.2/32", "endpoint", f"{PROXY[4]}:{port}")
@@ -602,11 +504,6 @@ def test_nothing_stays_in_the_kernel(network: Network) -> None:
                 assert [len(programs_at(number)) for number in interfaces()] == [1, 1, 1]
         with network.at("proxy"):
             assert [programs_at(number) for number in interfaces()] == [[], [], []]
-
-
-def interfaces() -> list[int]:
-    with contextlib.closing(Netlink()) as netlink:
-        return [link.number for link in netlink.links()]
 
 
 def test_nothing_stays_in_the_kernel_when_all_are_killed(network: Network) -> None:

@@ -47,8 +47,8 @@ class Sshd:
 
 
 @contextlib.contextmanager
-def sshd(folder: Path) -> Iterator[Sshd]:
-    """A server on the loopback, with keys made in the folder."""
+def sshd(folder: Path, netns: str | None = None) -> Iterator[Sshd]:
+    """A server on the loopback, of a network namespace or of the tests' own, with keys made in the folder."""
     port = free_port()
     for name in ("host_key", "user_key"):
         assert run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)).returncode == 0
@@ -56,5 +56,5 @@ def sshd(folder: Path) -> Iterator[Sshd]:
     (folder / "sshd_config").write_text(SSHD_CONFIG.format(port=port, folder=folder))
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd(8) as root wants its privilege separation folder
-    with Program(program("sshd"), "-D", "-e", "-f", str(folder / "sshd_config"), tcp=port):
+    with Program(program("sshd"), "-D", "-e", "-f", str(folder / "sshd_config"), tcp=port, netns=netns):
         yield Sshd(port, folder)
