@@ -50,6 +50,7 @@ _RUST: Final = 0.80
 _GROWTH: Final = 1.10
 _QUIC_MICROSECONDS: Final = 150.0
 _DIRECTLY: Final = 1 / 0.95
+_NEW_DIRECTLY: Final = 1 / 0.90
 _BUSY: Final = 0.01
 _IDLE_KIB: Final = {"tcp-idle": 3.0, "udp-idle": 2.0}
 
@@ -133,7 +134,8 @@ def _kernel_path(document: Document) -> Iterator[Verdict]:
     for measured in document.workloads:
         slower = ratio(measured.median(DIRECT, throughput), measured.median(KERNEL, throughput))
         if slower is not None:
-            yield Verdict(measured.name, "no proxy by the kernel path, throughput", slower, _DIRECTLY)
+            limit = _NEW_DIRECTLY if measured.name == "tcp-new" else _DIRECTLY
+            yield Verdict(measured.name, "no proxy by the kernel path, throughput", slower, limit)
         later = ratio(measured.median(KERNEL, p99, paced=True), measured.median(DIRECT, p99, paced=True))
         if later is not None:
             yield Verdict(measured.name, "p99 latency of the kernel path against no proxy", later, _P99)

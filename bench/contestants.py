@@ -55,8 +55,8 @@ class Contestant:
     most_workers: int = 1 << 30
     holds_idle: bool = True
     """It takes part where the memory for idle sessions is measured."""
-    only_kept: bool = False
-    """It takes part only where a session does more than one thing."""
+    only_kept_flows: bool = False
+    """It takes part in UDP only where a flow does more than one thing."""
     binary: bool = False
     """Only a compiled program will do: a script of the same name is something else."""
 
@@ -76,7 +76,7 @@ class Contestant:
             and workload.load.sessions <= self.most_sessions
             and workload.workers <= self.most_workers
             and (self.holds_idle or not workload.is_memory)
-            and not (self.only_kept and workload.load.new)
+            and not (self.only_kept_flows and workload.load.new and workload.load.transport == "udp")
         )
 
 
@@ -89,7 +89,9 @@ FLOOR: Final = "floor"
 
 ALL: Final = (
     Contestant("ours", "rpxy-l4", ("python",), _OURS, _OURS_VERSION),
-    Contestant(KERNEL, "rpxy-l4, kernel path", ("python",), _OURS, _OURS_VERSION, holds_idle=False, only_kept=True),
+    Contestant(
+        KERNEL, "rpxy-l4, kernel path", ("python",), _OURS, _OURS_VERSION, holds_idle=False, only_kept_flows=True
+    ),
     Contestant("haproxy", "HAProxy", ("haproxy",), ("-db", "-q", "-f", "{config}"), ("-v",)),
     Contestant("nginx", "nginx stream", ("nginx",), ("-p", "{folder}", "-c", "{config}"), ("-v",)),
     Contestant(

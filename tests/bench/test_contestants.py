@@ -69,7 +69,11 @@ def test_the_floor_takes_part_in_what_needs_no_recognising_and_no_second_worker(
 def test_the_kernel_path_takes_part_where_flows_last() -> None:
     parts = [each.name for each in workloads.ALL if BY_NAME[KERNEL].supports(each)]
 
-    assert parts == ["udp-64", "udp-5000", "udp-segmented-1", "udp-segmented-64", "udp-plain"]
+    assert parts == [
+        *("tcp-new", "tcp-kept", "tcp-down-1", "tcp-up-1", "tcp-down-64", "tcp-up-64"),
+        *("udp-64", "udp-5000", "udp-segmented-1", "udp-segmented-64", "udp-plain"),
+        *("tcp-sessions-10", "tcp-sessions-1000", "tcp-sessions-9000", "tcp-sessions-1000-workers-2"),
+    ]
 
 
 def test_bulk_has_a_template_of_its_own_where_that_is_faster() -> None:
