@@ -13,7 +13,6 @@ from typing import Final
 from rpxy_l4.endings import Detected
 from rpxy_l4.limits import RateLimit
 from rpxy_l4.logs import Sink, timestamp
-from rpxy_l4.snapshot import Route
 from rpxy_l4.verdict import Match, Transport
 
 FLUSH_BYTES: Final = 65_536
@@ -40,12 +39,12 @@ def alpn_text(names: tuple[bytes, ...]) -> str:
 
 
 def describe(
-    client: str, listener: str, transport: Transport, detected: Detected, match: Match | None, route: Route | None
+    client: str, listener: str, transport: Transport, detected: Detected, match: Match | None, route: str | None
 ) -> str:
-    """Return the fields that the line of every session begins with."""
+    """Return the fields that the line of every session begins with; ``route`` is the name of one."""
     sni = f" sni={match.server_name}" if match is not None and match.server_name else ""
     alpn = f" alpn={alpn_text(match.alpn)}" if match is not None and match.alpn else ""
-    taken = f" route={route.name}" if route is not None else ""
+    taken = f" route={route}" if route is not None else ""
     return f"client={client} listener={listener} transport={transport} detected={detected}{sni}{alpn}{taken}"
 
 
@@ -72,9 +71,9 @@ class AccessLog:
         """Lines that found no room, since the process started."""
         return self._sink.dropped
 
-    def session(self, fields: str) -> None:
-        """Add the line of an ended session; ``fields`` are its ``key=value`` pairs."""
-        self._add(f"ts={self._now()} event=session {fields}")
+    def session(self, fields: str, age: float = 0.0) -> None:
+        """Add the line of a session that ended ``age`` seconds ago; ``fields`` are its ``key=value`` pairs."""
+        self._add(f"ts={self._at(time.time() - age)} event=session {fields}")
 
     def refused(self, fields: str, kind: str, now: float) -> None:
         """Add the line of a refused session, unless lines of its kind are too many just now. ``now`` is monotonic."""
@@ -89,11 +88,10 @@ class AccessLog:
         if repeated is None:
             return
         more = f" repeated={repeated}" if repeated else ""
-        self._add(f"ts={self._now()} event={event} {fields}{more}")
+        self._add(f"ts={self._at(time.time())} event={event} {fields}{more}")
 
-    def _now(self) -> str:
+    def _at(self, now: float) -> str:
         """Return what ``timestamp`` does, for a tenth of its price: the part that stays for a second is kept."""
-        now = time.time()
         second = int(now)
         if second != self._second:
             self._second = second

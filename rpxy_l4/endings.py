@@ -27,7 +27,8 @@ class Reason(Word):
     TARGET_RESET = "target_reset"
     """The target reset the connection, or vanished."""
     IDLE = "idle"
-    """A UDP flow without a datagram in either direction for its route's idle lifetime."""
+    """A UDP flow without a datagram in either direction for its route's idle lifetime; a TCP connection in the kernel
+    path without a packet for two hours and four minutes."""
     CONNECT_REFUSED = "connect_refused"
     """Every target was tried; the last one refused."""
     CONNECT_TIMEOUT = "connect_timeout"

@@ -124,7 +124,7 @@ class Route:
     proxy_version: ProxyVersion | None = None
     """TCP: the PROXY header to send first; None sends none."""
     kernel_path: KernelPath = KernelPath.OFF
-    """UDP: whether its flows may be forwarded in the kernel."""
+    """Whether what it takes may be forwarded in the kernel; never what is detected on TCP."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +195,30 @@ class Snapshot:
         return frozenset(target.host for route in self._all_routes for target in route.targets if target.is_name)
 
     @property
+    def why_tcp_stays(self) -> str | None:
+        """Why no TCP connection may go through the kernel path; None: it may, from its first packet on."""
+        if self.tcp is None or self.tcp.default is None:
+            return "there is no default target"
+        if self.tcp.routes:
+            return "protocols are detected"
+        if self.tcp.default.kernel_path is KernelPath.OFF:
+            return "it is turned off"
+        if self.recv_proxy_protocol or self.tcp.default.proxy_version is not None:
+            return "PROXY headers are read or written"
+        if self.tcp.max_new_per_second:
+            return "tcp_max_new_per_second is kept"
+        targets = self.tcp.default.targets
+        if all(target.is_name for target in targets):
+            return "targets are given by name"
+        kinds = {(target.is_name, ":" in target.host) for target in targets}
+        if self.tcp.default.load_balance is LoadBalance.RANDOM and len(kinds) > 1:
+            return "targets that are chosen at random are of several kinds"
+        return None
+
+    @property
     def kernel_path(self) -> KernelPath:
         """What most is asked for by a route: ``on``, or ``auto``, or ``off`` where none has a use for it."""
-        wishes = {route.kernel_path for route in self._all_routes}
+        wishes = {route.kernel_path for route in self._all_routes if route.transport is Transport.UDP}
+        if self.tcp is not None and self.tcp.default is not None and self.why_tcp_stays is None:
+            wishes.add(self.tcp.default.kernel_path)
         return next((wish for wish in (KernelPath.ON, KernelPath.AUTO) if wish in wishes), KernelPath.OFF)

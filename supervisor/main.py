@@ -19,7 +19,7 @@ import selectors
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,7 @@ from typing import Final
 from setproctitle import setproctitle
 
 from rpxy_l4 import logs
+from rpxy_l4.access_log import AccessLog
 from rpxy_l4.control import (
     Addresses,
     Applied,
@@ -63,7 +64,8 @@ from rpxy_l4.supervisor.config_file import ConfigFile
 from rpxy_l4.supervisor.desk import Asker, Desk
 from rpxy_l4.supervisor.inboxes import Inboxes
 from rpxy_l4.supervisor.keepsake import Keepsake
-from rpxy_l4.supervisor.kernel_path import KernelPathKeeper
+from rpxy_l4.supervisor.kernel_path import KernelPathKeeper, PlainRemains
+from rpxy_l4.supervisor.kernel_sessions import KernelSessions
 from rpxy_l4.supervisor.policy import ADMIN, Abort, Action, Dismiss, Finish, Kill, Seat, Spawn, Suspect
 from rpxy_l4.supervisor.reload import (
     content_of,
@@ -104,6 +106,7 @@ _NANOSECONDS: Final = 1_000_000_000
 _ADMIN_BACKLOG: Final = 128
 _CHECK_PATIENCE: Final = 30.0
 _BARRIER_PATIENCE: Final = 5.0
+_DRAIN_TICK: Final = 0.1
 _LEAST_REMEMBERED: Final = 1 << 16
 _REMEMBERED: Final = 600.0
 """Seconds that the target of a flow is remembered after its end."""
@@ -200,7 +203,15 @@ class Supervisor:
         self._admin_sockets = ListeningSockets(1)
         self._desk = Desk(self._serve)
         self._inboxes = Inboxes()
-        self._kernel_path = KernelPathKeeper(self._slots)
+        self._kernel_path = KernelPathKeeper(
+            self._slots,
+            [self._slab.row(number) for number in range(self._rows)],
+            KernelSessions(
+                self._slab.row(self._rows),
+                AccessLog(logs.current().access, "kernel", lambda: None),
+                lambda: self._directory,
+            ),
+        )
 
         self._seats = {number: Seat(number) for number in (ADMIN, *range(self._wanted))}
         self._children: dict[int, Child] = {}
@@ -240,6 +251,8 @@ class Supervisor:
         self._reload_is_due = False
         self._stopping = False
         self._finished = False
+        self._drained_by = math.inf
+        """Until when TCP connections in the kernel path may go on; before it stops, for ever."""
         self._grace = -math.inf
         self._wake_at = -math.inf
         """When time alone would change something."""
@@ -265,7 +278,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._inbox, selectors.EVENT_READ, self._on_signal)
         self._desk.start(self._selector)
-        self._kernel_path.start(self._selector)
+        self._kernel_path.start(self._selector, self._after)
         self._file.start(self._selector)
         for number in self._children:
             self._listen_to(number)
@@ -329,12 +342,23 @@ class Supervisor:
                 seat.beat = row[Cell.HEARTBEAT] / _NANOSECONDS
                 seat.slots_due_by = self._moves.due_by(number)
             seats = tuple(self._seats.values())
-            decision = policy.decide(seats, stopping=self._stopping, now=time.monotonic(), grace=self._grace)
+            decision = policy.decide(
+                seats, stopping=self._stopping, now=time.monotonic(), grace=self._grace, drained=self._is_drained()
+            )
             for action in decision.actions:
                 self._carry_out(action)
             if self._finished or not decision.actions:
                 break
         self._wake_at = decision.wake_at
+
+    def _is_drained(self) -> bool:
+        """Whether no TCP connection is in the kernel path when it stops: they end in their own time, if it lasts."""
+        if self._stopping and self._kernel_path.live:
+            if time.monotonic() < self._drained_by:
+                self._after(_DRAIN_TICK, _nothing)
+                return False
+            self._kernel_path.end_connections()
+        return True
 
     def _after(self, delay: float, timer: Callable[[], None]) -> None:
         """Call a method once, ``delay`` seconds from now; this replaces an earlier wish for it."""
@@ -551,11 +575,11 @@ class Supervisor:
             self._refuse(error.render(), ExitStatus.CONFIG)
             return
         except KernelPathError as error:
-            self._kernel_path.settle(current)
+            self._keep_kernel_path(current)
             self._refuse(f'kernel_path = "on" is not possible: {error}', ExitStatus.UNAVAILABLE)
             return
         except BindError as error:
-            self._kernel_path.settle(current)
+            self._keep_kernel_path(current)
             self._refuse(f"cannot listen on {error}", ExitStatus.UNAVAILABLE)
             return
         self._content = content
@@ -566,6 +590,13 @@ class Supervisor:
             self._put_by()
         self._desk.put_on(_NEXT_RELOAD, _roll_out(snapshot.generation))
         self._receive(snapshot)
+
+    def _keep_kernel_path(self, snapshot: Snapshot) -> None:
+        """Go on with the configuration of before; workers hear of it if there is another kernel path by now."""
+        self._kernel_path.settle(snapshot)
+        for number in self._configurable():
+            if not self._kernel_path.tell(self._children[number]):
+                self._send_configuration(number)
 
     def _refuse(self, why: str, status: ExitStatus) -> None:
         self._count_reload("failure")
@@ -620,6 +651,8 @@ class Supervisor:
         if not self._stopping:
             self._after(CLOSE_PATIENCE, self._sockets.close_all)
         self._stopping = True
+        self._drained_by = min(self._drained_by, time.monotonic() + timeout)
+        self._kernel_path.stop()
         self._status_is_due = True
         self._file.stop()
         if self._check is not None:
@@ -656,7 +689,7 @@ class Supervisor:
             self._after(PROGRESS_INTERVAL, self._report_progress)
 
     def _open_sessions(self) -> int:
-        return sum(sum(worker_sessions(self._slab.row(number))) for number in self._workers())
+        return self._kernel_path.live + sum(sum(worker_sessions(self._slab.row(number))) for number in self._workers())
 
     # Operators
 
@@ -705,6 +738,7 @@ class Supervisor:
             reloads=self._reloads,
             last_reload_ok=self._last_reload_ok,
             kernel_path=self._kernel_path.state,
+            kernel_connections=self._kernel_path.live,
             kernel_path_left=self._kernel_path.left(),
             under_way=[name for name, is_so in under_way.items() if is_so],
         )
@@ -901,7 +935,7 @@ class Supervisor:
         _LOG.error(_NOT_UPGRADED, why)
         self._desk.tell(_UPGRADE, ExitStatus.FAILURE, _NOT_UPGRADED % why)
 
-    def _state(self) -> State:
+    def _state(self, kernel_paths: Sequence[PlainRemains] = ()) -> State:
         """Return what another program needs to go on from here."""
         assert self._in_force is not None  # noqa: S101  as the callers have made sure
         listener_series, target_series = self._directory.as_plain()
@@ -945,6 +979,7 @@ class Supervisor:
             seen=self._file.seen,
             control=control,
             askers=askers,
+            kernel_paths=kernel_paths,
         )
 
     def _become_new(self) -> None:
@@ -952,18 +987,20 @@ class Supervisor:
         self._desk.tell(_NEXT_RELOAD, ExitStatus.FAILURE, "an upgrade begins; the configuration is reloaded after it")
         # Until the new program listens to them, no signal may end it.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        handed: list[PlainRemains] = []
         try:
             _LOG.info("upgrading: %s", " ".join(upgrade.command()))
             self._inbox.put_back()
             self._inboxes.relieve(self._children)
             # The workers' flows are theirs again, and go to the new ones that way.
-            self._kernel_path.close()
+            handed = self._kernel_path.hand_on()
             if self._reload_is_due:
                 signal.raise_signal(signal.SIGHUP)
-            upgrade.execute(self._state(), systemd.successor(self._manager.told))
+            upgrade.execute(self._state(handed), systemd.successor(self._manager.told))
         except OSError as error:
             self._refuse_upgrade(f"cannot execute the new program: {error.strerror}")
             assert self._in_force is not None  # noqa: S101  as for the state
+            self._kernel_path.take_over(handed)
             with contextlib.suppress(KernelPathError):
                 self._kernel_path.prepare(self._in_force)
             self._kernel_path.settle(self._in_force)
@@ -980,6 +1017,7 @@ class Supervisor:
         self._sockets.take_over(upgrade.as_binds(before.sockets), retired)
         self._admin_sockets.take_over(upgrade.as_binds(before.admin_sockets), {})
         self._desk.take_over(snapshot.control, before.control, before.askers, _UPGRADE)
+        self._kernel_path.take_over(before.kernel_paths)
         self._addresses = dict(before.addresses)
         self._cpu_of_the_dead = dict(before.cpu_of_the_dead)
         self._restarts |= before.restarts
@@ -1246,6 +1284,10 @@ class Supervisor:
         has_left = self._seats[number].leaving and number not in self._owners.values()
         state = "draining" if child.draining or has_left else "ready" if child.applied or child.is_old else "starting"
         return WorkerStatus(number, child.pid, state)
+
+
+def _nothing() -> None:
+    """Wake the loop, no more."""
 
 
 def _known(before: State | None, kept: Keepsake | None) -> Directory:

@@ -130,11 +130,13 @@ class _Draft:
         return False
 
 
-def decide(seats: Sequence[Seat], *, stopping: bool, now: float, grace: float = -math.inf) -> Decision:
+def decide(
+    seats: Sequence[Seat], *, stopping: bool, now: float, grace: float = -math.inf, drained: bool = True
+) -> Decision:
     """Return what to do about the seats, and when to ask again at the latest.
 
-    ``stopping``: empty seats stay empty, the admin process goes last. ``grace``: silence before this time is not held
-    against anybody; see :func:`grace_after`.
+    ``stopping``: empty seats stay empty, the admin process goes last, and not before all is ``drained``. ``grace``:
+    silence before this time is not held against anybody; see :func:`grace_after`.
     """
     draft = _Draft(now)
     for seat in seats:
@@ -142,7 +144,7 @@ def decide(seats: Sequence[Seat], *, stopping: bool, now: float, grace: float = 
             _judge(seat, grace, draft)
         elif not (stopping or seat.leaving) and draft.has_come(seat.fill_at):
             draft.actions.append(Spawn(seat.number))
-    if stopping:
+    if stopping and drained:
         occupied = [seat for seat in seats if seat.occupied]
         if not occupied:
             draft.actions.append(Finish())

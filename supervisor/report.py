@@ -34,8 +34,10 @@ class Report(NamedTuple):
     last_reload_ok: bool
     kernel_path: str
     """Whether it is used, and where or why not."""
+    kernel_connections: int
+    """TCP connections that are in it."""
     kernel_path_left: Mapping[str, int]
-    """Packets of its flows that it left to the sockets, by why."""
+    """Packets of its flows, and of TCP connections, that it left to the sockets or dropped, by why."""
     under_way: Sequence[str]
     """What has begun and is not done, in words."""
 
@@ -54,7 +56,7 @@ def as_text(report: Report) -> str:
         ("configuration", f"{report.config}, generation {report.generation}, sha256 {report.sha256[:12]}"),
         ("listening", ", ".join(report.listening) or "nowhere"),
         ("reloads", f"{reloads}{failed}"),
-        ("kernel path", f"{report.kernel_path}{_left(report.kernel_path_left)}"),
+        ("kernel path", f"{report.kernel_path}{_open(report)}{_left(report.kernel_path_left)}"),
         ("under way", ", ".join(report.under_way) or "nothing"),
         ("workers", f"{report.wanted} wanted, {report.slots} slots"),
     ]
@@ -68,7 +70,11 @@ def as_text(report: Report) -> str:
 
 def _left(packets: Mapping[str, int]) -> str:
     left = ", ".join(f"{count} {why}" for why, count in packets.items() if count)
-    return f"; left to the sockets: {left}" if left else ""
+    return f"; packets left to the sockets, or dropped: {left}" if left else ""
+
+
+def _open(report: Report) -> str:
+    return f"; {report.kernel_connections} connections now" if report.kernel_connections else ""
 
 
 def _row(worker: WorkerReport) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Final, NoReturn, TypeVar
 
 from rpxy_l4.endings import ConnectResult, Detected, Drop, Reason, Rejection
+from rpxy_l4.kernel import layout as kernel
 from rpxy_l4.metrics import layout
 from rpxy_l4.metrics.layout import Cell, Directory, PlainListener, PlainTarget
 from rpxy_l4.snapshot import Bind
@@ -35,7 +36,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 VARIABLE: Final = "RPXY_L4_UPGRADE"
 """In the environment of the new program: its process, and the descriptor of the state."""
 
@@ -98,6 +99,8 @@ class State:
     """Descriptor of the control socket."""
     askers: Sequence[int]
     """Those of operators who wait for the upgrade."""
+    kernel_paths: Sequence[tuple[Sequence[int | tuple[int, int, int, str]], Mapping[str, int]]]
+    """Those with TCP connections: descriptors of links, or filters, and descriptors of maps by name."""
 
     def directory(self) -> Directory:
         """Return the directory of series."""
@@ -108,6 +111,8 @@ class State:
         found = [self.counters, self.flows]
         found += [number for *_, numbers in (*self.sockets, *self.admin_sockets) for number in numbers]
         found += [*self.askers] if self.control is None else [self.control, *self.askers]
+        for attached, maps in self.kernel_paths:
+            found += [*(each for each in attached if isinstance(each, int)), *maps.values()]
         for child in self.children:
             found += [child.descriptor] if child.channel is None else [child.descriptor, child.channel]
         return found
@@ -145,11 +150,14 @@ def unpack(data: bytes) -> State:
 
 
 def fingerprint() -> str:
-    """Return a digest of where each counter stands: old and new workers write to the same memory."""
+    """Return a digest of where each counter stands: old and new workers write to the same memory.
+
+    And of the maps of the kernel path, whose connections the new program goes on with.
+    """
     places = {name: value for name, value in vars(layout).items() if name.isupper() and isinstance(value, int | tuple)}
     names = [list(kind) for kind in (Rejection, Drop, Detected, Reason, ConnectResult)]
     cells = [(cell.name, cell.value) for cell in Cell]
-    return hashlib.sha256(repr((sorted(places.items()), names, cells)).encode()).hexdigest()
+    return hashlib.sha256(repr((sorted(places.items()), names, cells, kernel.fingerprint())).encode()).hexdigest()
 
 
 def command() -> list[str]:

@@ -186,7 +186,7 @@ def blocks(pid: int, number: signal.Signals) -> bool:
 
 def test_a_hangup_while_the_program_is_still_loading_waits_until_it_serves(tmp_path: Path) -> None:
     text = f'listen_port = {free_port()}\nlisten_address_v4 = "127.0.0.1"\ntcp_target = ["127.0.0.1:1"]\nworkers = 1\n'
-    file = write(tmp_path, text + '[admin]\nlisten = ""\n')
+    file = write(tmp_path, text + 'kernel_path = "off"\n[admin]\nlisten = ""\n')
     with start("-c", str(file)) as process:
         eventually(lambda: blocks(process.pid, signal.SIGHUP))
         process.send_signal(signal.SIGHUP)

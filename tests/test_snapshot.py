@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from rpxy_l4.snapshot import Bind, Route, Side, Snapshot, Target, covers
+from dataclasses import replace
+
+import pytest
+
+from rpxy_l4.snapshot import Bind, KernelPath, LoadBalance, ProxyVersion, Route, Side, Snapshot, Target, covers
 from rpxy_l4.verdict import Protocol, Transport
 
 
@@ -52,3 +56,42 @@ def test_the_names_of_all_routes_and_defaults_are_to_be_resolved() -> None:
     snapshot = Snapshot(generation=1, sha256="", listener=":1", binds=(), tcp=side, udp=None)
 
     assert snapshot.names == {"a.example", "b.example"}
+
+
+_DEFAULT = replace(_route("default", None, _LITERAL), kernel_path=KernelPath.AUTO)
+_SIDE = Side(transport=Transport.TCP, routes=(), default=_DEFAULT, series=0, max_sessions=1)
+_WHOLE = Snapshot(generation=1, sha256="", listener=":1", binds=(), tcp=_SIDE, udp=None)
+_V6 = Target("[::1]:1", "::1", 1, is_name=False)
+
+
+def test_tcp_with_nothing_to_detect_may_go_by_the_kernel() -> None:
+    assert _WHOLE.why_tcp_stays is None
+    assert _WHOLE.kernel_path is KernelPath.AUTO
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "why"),
+    [
+        (replace(_WHOLE, tcp=None), "there is no default target"),
+        (replace(_WHOLE, tcp=replace(_SIDE, default=None)), "there is no default target"),
+        (replace(_WHOLE, tcp=replace(_SIDE, routes=(_route("a", Protocol.TLS, _LITERAL),))), "protocols are detected"),
+        (replace(_WHOLE, tcp=replace(_SIDE, default=replace(_DEFAULT, kernel_path=KernelPath.OFF))), "turned off"),
+        (replace(_WHOLE, recv_proxy_protocol=True), "PROXY headers"),
+        (
+            replace(_WHOLE, tcp=replace(_SIDE, default=replace(_DEFAULT, proxy_version=ProxyVersion.V1))),
+            "PROXY headers",
+        ),
+        (replace(_WHOLE, tcp=replace(_SIDE, max_new_per_second=1)), "tcp_max_new_per_second"),
+        (replace(_WHOLE, tcp=replace(_SIDE, default=replace(_DEFAULT, targets=(_NAMED,)))), "by name"),
+        (
+            replace(
+                _WHOLE,
+                tcp=replace(_SIDE, default=replace(_DEFAULT, targets=(_LITERAL, _V6), load_balance=LoadBalance.RANDOM)),
+            ),
+            "several kinds",
+        ),
+    ],
+)
+def test_what_needs_user_space_keeps_tcp_there(snapshot: Snapshot, why: str) -> None:
+    assert why in (snapshot.why_tcp_stays or "")
+    assert snapshot.kernel_path is KernelPath.OFF

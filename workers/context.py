@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import bisect
 import errno
 import logging
 import random
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 from rpxy_l4 import verdict
@@ -18,12 +17,12 @@ from rpxy_l4.balance import rank, rank_addresses
 from rpxy_l4.control import Resolved
 from rpxy_l4.detect.udp import preload
 from rpxy_l4.endings import Detected
+from rpxy_l4.kernel.clients import Clients
 from rpxy_l4.kernel.flows import Amount, KernelFlows
 from rpxy_l4.limits import TokenBucket
 from rpxy_l4.metrics.layout import (
     L_SOCKET_ERRORS,
     LISTENER_CELLS,
-    MICROSECONDS,
     SOCKET_ERRNOS,
     T_BYTES_IN,
     T_BYTES_OUT,
@@ -157,7 +156,7 @@ class Half:
 class Generation:
     """A configuration in force; sessions keep the one they began with."""
 
-    __slots__ = ("served", "snapshot", "tcp", "udp")
+    __slots__ = ("learns_clients", "served", "snapshot", "tcp", "udp")
 
     def __init__(self, snapshot: Snapshot, context: Context) -> None:
         """Compile a snapshot."""
@@ -166,6 +165,8 @@ class Generation:
             preload(snapshot.udp.wanted)
         self.tcp = None if snapshot.tcp is None else context.half(snapshot.tcp)
         self.udp = None if snapshot.udp is None else context.half(snapshot.udp)
+        self.learns_clients = snapshot.why_tcp_stays is None
+        """Whether the kernel path may take TCP connections."""
         halves = [half for half in (self.tcp, self.udp) if half is not None]
         self.served = frozenset(series for half in halves for series in half.served)
         """The series of all targets."""
@@ -174,8 +175,11 @@ class Generation:
 class OpenSessions:
     """How many sessions are open over all workers, from their rows."""
 
-    def __init__(self, rows: Sequence[memoryview], own: int, opened: Cell, closed: Cell) -> None:
-        """Count for the worker of row ``own``."""
+    def __init__(
+        self, rows: Sequence[memoryview], own: int, opened: Cell, closed: Cell, kernel: Callable[[], int] | None = None
+    ) -> None:
+        """Count for the worker of row ``own``; ``kernel`` says how many are in the kernel path besides."""
+        self._kernel = kernel
         self._own = rows[own]
         self._others = [row for number, row in enumerate(rows) if number != own]
         self._opened = opened
@@ -197,6 +201,8 @@ class OpenSessions:
             if now - self._at > _FRESH_SECONDS or self._elsewhere + own > near:
                 self._at = now
                 self._elsewhere = sum(row[opened] - row[closed] for row in self._others)
+                if self._kernel is not None:
+                    self._elsewhere += self._kernel()
         return self._elsewhere + own
 
 
@@ -246,13 +252,17 @@ class Context:
         self.addresses: Resolved = {}
         self.kernel: KernelFlows | None = None
         """The kernel path; None where there is none."""
+        self.clients: Clients | None = None
+        """Those whose TCP connections the kernel path may begin; None where there is none."""
         self._resuming = False
         self.demand = 0
         """Descriptors that the present sessions have or may come to need."""
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._supply = max(limit - _RESERVED_DESCRIPTORS, limit // 2)
         rows = [slab.row(i) for i in range(workers)]
-        self.tcp_sessions = OpenSessions(rows, number, Cell.TCP_OPENED, Cell.TCP_CLOSED)
+        self._kernel_row = slab.row(workers)
+        """Behind theirs: the supervisor counts connections in the kernel path there."""
+        self.tcp_sessions = OpenSessions(rows, number, Cell.TCP_OPENED, Cell.TCP_CLOSED, self._in_kernel)
         self.udp_sessions = OpenSessions(rows, number, Cell.UDP_OPENED, Cell.UDP_CLOSED)
         self.living = Living(rows, number)
         self.unconfirmed = Unconfirmed(self.row, self.living)
@@ -264,6 +274,13 @@ class Context:
         self._number = number
         self._admissions: dict[Transport, Admission] = {}
         self._targets: dict[int, memoryview] = {}
+
+    def _in_kernel(self) -> int:
+        """Return how many TCP connections are in the kernel path."""
+        row = self._kernel_row
+        # Those of all kernel paths, a second ago; and those of the present one.
+        counted = row[Cell.TCP_OPENED] - row[Cell.TCP_CLOSED]
+        return counted if self.clients is None else max(counted, self.clients.live)
 
     def half(self, side: Side) -> Half:
         """Return a side of a configuration ready for use. A rate that stays as it was goes on where it was."""
@@ -350,9 +367,3 @@ def count_shortage(cells: memoryview, number: int | None) -> bool:
         return False
     cells[L_SOCKET_ERRORS + SOCKET_ERRNOS.index(name)] += 1
     return True
-
-
-def observe(cells: memoryview, offset: int, bounds: Sequence[float], seconds: float) -> None:
-    """Add one observation, which must not be negative, to the histogram at ``offset``."""
-    cells[offset + bisect.bisect_left(bounds, seconds)] += 1
-    cells[offset + len(bounds) + 1] += int(seconds * MICROSECONDS)

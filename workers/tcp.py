@@ -7,6 +7,7 @@ directions until both have ended. It owns both sockets from the moment it has th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -42,13 +43,14 @@ from rpxy_l4.metrics.layout import (
     T_OPENED,
     Cell,
 )
+from rpxy_l4.metrics.slab import observe
 from rpxy_l4.net import stream
 from rpxy_l4.proxy_protocol import build as build_proxy_header
 from rpxy_l4.proxy_protocol import parse as parse_proxy_header
 from rpxy_l4.snapshot import AtLimit, Bind, Route, Target
 from rpxy_l4.verdict import Match, NeedMore, NoMatch, Transport
 from rpxy_l4.workers import poller
-from rpxy_l4.workers.context import RECOGNISED, Context, Generation, Half, count_shortage, observe
+from rpxy_l4.workers.context import RECOGNISED, Context, Generation, Half, count_shortage
 from rpxy_l4.workers.relay import BUFFER_BYTES, WAIT, Direction, Outcome
 
 EVENTS: Final = logging.getLogger(__name__)
@@ -197,9 +199,18 @@ class TcpListener:
             return
         try:
             session.start()
+            if generation.learns_clients:
+                self._learn(client, address, generation.snapshot.generation)
         except Exception:  # noqa: BLE001  the loop's edge: a fault in one session must not end the others
             EVENTS.exception("fault while accepting a session; it was closed")
             session.abandon()
+
+    def _learn(self, client: int, address: SocketAddress, generation: int) -> None:
+        """Let the kernel path begin what this client opens from now on."""
+        clients = self._context.clients
+        if clients is not None and clients.are_wanted:
+            with contextlib.suppress(OSError):  # the session is over already
+                clients.admit(address[:2], stream.local_address(client), generation, self._context.poller.now)
 
     def _beyond(self, half: Half) -> Rejection | None:
         """Return the limit that the connection just accepted is beyond."""
@@ -731,7 +742,8 @@ class TcpSession:
         if self._source is not self._remote:
             client += f" proxied_by={endpoint(*self._remote)}"
         listener = self._generation.snapshot.listener
-        return describe(client, listener, Transport.TCP, self._detected, self._match, self._route)
+        route = None if self._route is None else self._route.name
+        return describe(client, listener, Transport.TCP, self._detected, self._match, route)
 
     def _close(self) -> None:
         self._context.undecided.pop(self, None)

@@ -46,6 +46,7 @@ from rpxy_l4.metrics.layout import (
     T_TAKEN,
     Cell,
 )
+from rpxy_l4.metrics.slab import observe
 from rpxy_l4.net import datagram
 from rpxy_l4.net.ancillary import Ancillary, source_of
 from rpxy_l4.net.burst import Burst, Message, bursts, count, split
@@ -55,7 +56,7 @@ from rpxy_l4.net.mmsg import DATAGRAM_BYTES, MOST
 from rpxy_l4.snapshot import Bind, KernelPath, Route, Side, Target
 from rpxy_l4.verdict import Match, NeedMore, NoMatch, Protocol, Transport
 from rpxy_l4.workers import poller
-from rpxy_l4.workers.context import RECOGNISED, Context, Generation, Half, count_shortage, observe
+from rpxy_l4.workers.context import RECOGNISED, Context, Generation, Half, count_shortage
 
 EVENTS: Final = logging.getLogger(__name__)
 
@@ -1025,7 +1026,8 @@ class UdpFlow:
     def _describe(self) -> str:
         host, port = self._client[:2]
         listener = self._generation.snapshot.listener
-        return describe(endpoint(host, port), listener, Transport.UDP, self._detected, self._match, self._route)
+        route = None if self._route is None else self._route.name
+        return describe(endpoint(host, port), listener, Transport.UDP, self._detected, self._match, route)
 
     def _drop_socket(self) -> None:
         if self._socket is not None:

@@ -42,6 +42,7 @@ from rpxy_l4.control import (
     UseKernelPath,
 )
 from rpxy_l4.flow_memory import FlowMemories
+from rpxy_l4.kernel.clients import Clients
 from rpxy_l4.kernel.flows import KernelFlows
 from rpxy_l4.logs import Logs
 from rpxy_l4.metrics.layout import MICROSECONDS, Cell
@@ -457,6 +458,9 @@ class Worker:
             self._loop.remove_reader(before.fileno())
             before.close()
             context.kernel = None
+        if context.clients is not None:
+            context.clients.close()
+            context.clients = None
         for descriptor in self._offered.descriptors:
             os.close(descriptor)
         self._offered = Offered(message, descriptors)
@@ -469,12 +473,14 @@ class Worker:
         if not descriptors:
             return
         try:
-            kernel = KernelFlows(message.token, message.slots, message.capacity, *descriptors)
+            flows, counters, clients, settings = descriptors
+            kernel = KernelFlows(message.token, message.slots, message.capacity, flows, counters)
         except OSError as error:
             EVENTS.warning("the kernel path cannot be used just now: %s", error.strerror)
             return
         self._offered = NOTHING_OFFERED
         self._context.kernel = kernel
+        self._context.clients = Clients(clients, settings, kernel.passage)
         self._loop.add_reader(kernel.fileno(), self._on_routes)
         self._claim_slots()
         for flow in self._flows():

@@ -157,6 +157,12 @@ class ProxyCollector(Collector):
         by_kernel = _counter(
             "kernel_datagrams_total", "UDP datagrams of a worker's flows that the kernel path relayed.", ["worker"]
         )
+        # The last row is the supervisor's, which keeps the books of these.
+        begun = _counter("kernel_connections_total", "TCP connections that the kernel path began.", [])
+        now = _gauge("kernel_connections", "TCP connections that are in the kernel path.", [])
+        tcp_now, _ = worker_sessions(self._rows[-1])
+        begun.add_metric([], self._rows[-1][Cell.TCP_OPENED])
+        now.add_metric([], tcp_now)
         # With those that have left: a counter does not vanish.
         pids: dict[int, int | None] = {**dict.fromkeys(gone), **{worker.number: worker.pid for worker in workers}}
         readings = self._processes(pids)
@@ -179,7 +185,7 @@ class ProxyCollector(Collector):
                 sessions.add_metric([number, protocol], count)
             lag.add_metric([number], row[Cell.LOOP_LAG] / MICROSECONDS)
             in_kernel.add_metric([number], row[Cell.UDP_IN_KERNEL])
-        yield from (cpu, resident, open_fds, max_fds, sessions, handed, lag, in_kernel, by_kernel)
+        yield from (cpu, resident, open_fds, max_fds, sessions, handed, lag, in_kernel, by_kernel, begun, now)
 
 
 def _dns(lookups: Lookups, expiries: Mapping[str, float]) -> Iterator[Metric]:
@@ -210,9 +216,7 @@ def _configuration(status: Status) -> Iterator[Metric]:
     for result in _RELOAD_RESULTS:
         reloads.add_metric([result], status.reloads.get(result, 0))
     yield reloads
-    kernel_path = _gauge(
-        "kernel_path_info", "1: decided UDP flows are forwarded in the kernel; 0: they are not.", ["detail"]
-    )
+    kernel_path = _gauge("kernel_path_info", "1: what is decided is forwarded in the kernel; 0: it is not.", ["detail"])
     kernel_path.add_metric([status.kernel_path], int(status.uses_kernel_path))
     yield kernel_path
 

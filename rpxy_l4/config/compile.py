@@ -121,7 +121,7 @@ def _default(config: Config, transport: Transport) -> Route | None:
         load_balance=config.tcp_load_balance if is_tcp else config.udp_load_balance,
         idle_lifetime=config.udp_idle_lifetime,
         proxy_version=config.tcp_send_proxy_protocol if is_tcp else None,
-        kernel_path=KernelPath.OFF if is_tcp else config.kernel_path,
+        kernel_path=config.kernel_path,
     )
 
 

@@ -296,9 +296,9 @@ class Config(_Table):
     an address that left the configuration, and with on_route_removed = "drain" sessions whose target did. 0: not at
     all."""
     kernel_path: KernelPathWish = KernelPath.AUTO
-    """Whether UDP flows are forwarded in the kernel once they are decided, where they cost no CPU of this program:
-    "auto" does so where the kernel and the privileges allow it, "on" refuses the configuration where they do not, "off"
-    never does."""
+    """Whether UDP flows that are decided, and TCP connections where nothing is to be detected, are forwarded in the
+    kernel. There they cost no CPU of this program: "auto" does so where the kernel and the privileges allow it, "on"
+    refuses the configuration where they do not, "off" never does."""
     on_route_removed: Annotated[OnRouteRemoved, member("way to remove a route", OnRouteRemoved)] = OnRouteRemoved.KEEP
     """What becomes of open sessions when their route, or their target in it, leaves the configuration: "keep" lets them
     go on until they end, "drain" ends them after drain_timeout."""

@@ -6,8 +6,10 @@ library of another version understands otherwise ends the process; and the libra
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import functools
 import os
 import struct
 from collections.abc import Iterator
@@ -36,9 +38,12 @@ _SCHED_CLS: Final = 3
 _TCX_INGRESS: Final = 46
 _NO_EXIST: Final = 1
 """BPF_NOEXIST."""
+_EXIST: Final = 2
+"""BPF_EXIST."""
 
 _POSSIBLE_CPUS: Final = Path("/sys/devices/system/cpu/possible")
 _LOG_BYTES: Final = 1 << 20
+_ATTEMPTS: Final = 5
 _AT_A_TIME: Final = 1024
 _LICENSE: Final = b"Dual MIT/GPL"
 
@@ -68,7 +73,7 @@ def load_program(name: str, code: bytes) -> int:
     Raises VerifierError with the verifier's log where it has one, OSError otherwise.
     """
     try:
-        return _load(name, code, None)
+        return _load_at_last(name, code)
     except OSError as first:
         if first.errno == errno.EPERM:  # without the privilege there is no verdict on the program
             raise
@@ -80,6 +85,14 @@ def load_program(name: str, code: bytes) -> int:
             if not text:
                 raise first from None
             raise VerifierError(name, error, text) from None
+
+
+def _load_at_last(name: str, code: bytes) -> int:
+    """Load a program. The verifier gives up whenever a signal comes, and is asked again, but not for ever."""
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(BlockingIOError):
+            return _load(name, code, None)
+    return _load(name, code, None)
 
 
 def _load(name: str, code: bytes, log: ctypes.Array[ctypes.c_char] | None) -> int:
@@ -112,6 +125,12 @@ def link_to_ingress(program: int, interface: int) -> int:
     return _call(_LINK_CREATE, _NEW_LINK.pack(program, interface, _TCX_INGRESS, 0, 0, 0, 0))
 
 
+def entries_of(descriptor: int) -> int:
+    """Return how many entries a map may have; of a ring buffer, how many bytes."""
+    lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("max_entries"))
+
+
 class Map:
     """A map whose keys and values have a fixed length. Owns its descriptor, until :meth:`close`."""
 
@@ -123,12 +142,38 @@ class Map:
         self._value = ctypes.create_string_buffer(definition.value_bytes)
         key, value = ctypes.addressof(self._key), ctypes.addressof(self._value)
         self._insert = ctypes.create_string_buffer(_ELEMENT.pack(descriptor, key, value, _NO_EXIST))
+        self._replace = ctypes.create_string_buffer(_ELEMENT.pack(descriptor, key, value, 0))
+        self._update = ctypes.create_string_buffer(_ELEMENT.pack(descriptor, key, value, _EXIST))
+        self._find = ctypes.create_string_buffer(_ELEMENT.pack(descriptor, key, value, 0))
         self._remove = ctypes.create_string_buffer(_ELEMENT.pack(descriptor, key, 0, 0))
 
     def insert(self, key: bytes, value: bytes) -> None:
         """Put an entry in. Raises OSError: FileExistsError when there is one, E2BIG when the map is full."""
         self._key.raw, self._value.raw = key, value
         libc.bpf(_MAP_UPDATE, self._insert, _ELEMENT.size)
+
+    def replace(self, key: bytes, value: bytes) -> None:
+        """Put an entry in, in place of one that is there. Raises OSError: E2BIG when the map is full."""
+        self._key.raw, self._value.raw = key, value
+        libc.bpf(_MAP_UPDATE, self._replace, _ELEMENT.size)
+
+    def update(self, key: bytes, value: bytes) -> bool:
+        """Change an entry; whether there was one. Raises OSError."""
+        self._key.raw, self._value.raw = key, value
+        try:
+            libc.bpf(_MAP_UPDATE, self._update, _ELEMENT.size)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def find(self, key: bytes) -> bytes | None:
+        """Return the value of an entry; None when there is none."""
+        self._key.raw = key
+        try:
+            libc.bpf(_MAP_LOOKUP, self._find, _ELEMENT.size)
+        except FileNotFoundError:
+            return None
+        return self._value.raw
 
     def remove(self, key: bytes) -> bool:
         """Take an entry out; whether there was one."""
@@ -187,15 +232,16 @@ class Map:
         os.close(self.descriptor)
 
 
-def read_per_cpu(descriptor: int, index: int) -> int:
-    """Return the sum over all processors of a 64-bit value in an array."""
+def read_per_cpu(descriptor: int, index: int, words: int = 1) -> list[int]:
+    """Return the sums over all processors of the 64-bit words of a value in an array."""
     cpus = _possible_cpus()
-    key, values = ctypes.c_uint32(index), (ctypes.c_uint64 * cpus)()
+    key, values = ctypes.c_uint32(index), (ctypes.c_uint64 * (words * cpus))()
     attributes = _ELEMENT.pack(descriptor, ctypes.addressof(key), ctypes.addressof(values), 0)
     _call(_MAP_LOOKUP, attributes)
-    return sum(values)
+    return [sum(values[word::words]) for word in range(words)]
 
 
+@functools.cache
 def _possible_cpus() -> int:
     last = _POSSIBLE_CPUS.read_text("ascii").strip().rpartition(",")[2].rpartition("-")[2]
     return int(last) + 1

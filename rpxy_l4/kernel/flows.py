@@ -175,6 +175,10 @@ class KernelFlows:
         self._entries[entry.counter] = entry
         return entry
 
+    def passage(self, destination: bytes, source: bytes) -> Passage | None:
+        """Return how packets from an address of ours go on to a destination; None when there is no way."""
+        return self._routes.find(destination, source)
+
     def _passages(self, ends: Ends) -> Passages | None:
         to_target = self._routes.find(ends.target.packed, ends.source.packed)
         to_client = self._routes.find(ends.client.packed, ends.local.packed)

@@ -1,4 +1,4 @@
-"""What lies in the maps of the kernel path, as ``path.bpf.c`` has it. Pure."""
+"""What lies in the maps of the kernel path, as ``path.bpf.c`` and the files it includes have it. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import enum
 import socket
 import struct
 import sys
+from ipaddress import ip_address
 from typing import Final, NamedTuple
+
+from rpxy_l4.endings import Reason
+from rpxy_l4.metrics.layout import CONNECT_BUCKETS, SESSION_BUCKETS
 
 _ADDRESSES: Final = struct.Struct("!16s16sHH")
 """Source and destination, and their ports."""
@@ -39,16 +43,134 @@ TOLD_BYTES: Final = 6
 """User space's: how much is in the counters of the program already."""
 
 
+class Setting(enum.IntEnum):
+    """Words of the settings."""
+
+    EPOCH = 0
+    """What was learned of clients in another one counts no more."""
+    CHOOSING = 1
+    CHOICES = 2
+    PORTS = 3
+    """Four words: two ranges of ports that connections towards targets may have, first and number."""
+    FLAGS = 7
+    MOST = 8
+    """Connections at a time."""
+    ENDED = 9
+    """Connections that user space has ended."""
+    TARGETS = 10
+    """How many numbers of targets are in use."""
+    COUNTED = 11
+    """How many connections that were established, and how many that have ended, are in the counters of this program."""
+    CLOSED_BY_USER_SPACE = 13
+    """Of those that it has ended, how many were established."""
+    BEGUN = 16
+    OVER = 17
+    """How many connections have begun by a SYN, and how many of them have ended; the program writes these."""
+    OPENED = 18
+    CLOSED = 19
+    """How many were established, and how many of these have ended; these, too."""
+
+
+SETTINGS_WORDS: Final = 24
+TELL: Final = 1
+NO_UDP: Final = 2
+TCP: Final = 4
+"""Flags: tell each connection's end; leave flows to the sockets; look for connections, as there may be some."""
+
+
+TARGETS: Final = 256
+"""How many the program can tell apart."""
+
+
+def live_in(settings: memoryview) -> int:
+    """Return how many connections are established, from the words of the settings."""
+    # What ends is read first: never more of it than has begun.
+    closed = closed_in(settings)
+    return max(0, settings[Setting.OPENED] - closed)
+
+
+def closed_in(settings: memoryview) -> int:
+    """Return how many connections that were established have ended, from the words of the settings."""
+    closed: int = settings[Setting.CLOSED] + settings[Setting.CLOSED_BY_USER_SPACE]
+    return closed
+
+
+class Choosing(enum.IntEnum):
+    """How a new connection's target is chosen."""
+
+    NONE = 0
+    """New connections are left to the sockets."""
+    BY_ADDRESS = 1
+    BY_SOCKET = 2
+    ANY = 3
+    """One of the first so many choices."""
+
+
+class State(enum.IntFlag):
+    """Of one direction of a connection."""
+
+    ESTABLISHED = 1
+    FINISHED = 2
+    """A FIN has passed,"""
+    SECOND = 4
+    """as the second of two."""
+    RESENT = 8
+    DOUBTFUL = 16
+    """An RST has come to it that it may have ignored, and nothing from it since."""
+    OVER = 32
+    """It is counted as ended."""
+    ANSWERED = 64
+    """The target's SYN has passed. Of its direction."""
+
+
+_MEMORY: Final = struct.Struct("=QQII")
+_CLIENT: Final = struct.Struct("=QQIIII")
+_TARGET: Final = struct.Struct("!16s16sHBB")
+_TARGETS_WAY: Final = struct.Struct("=III")
+_TARGETS_PROOF: Final = struct.Struct("=QQQ")
+TARGET_BYTES: Final = _TARGET.size + _TARGETS_WAY.size + _TARGETS_PROOF.size
+_PROGRESS: Final = struct.Struct("=6I3Q")
+CONNECTION_BYTES: Final = FLOW_BYTES + _PROGRESS.size
+_END: Final = struct.Struct(f"={KEY_BYTES}sII5Q")
+
+REASONS: Final = (Reason.CLIENT_EOF, Reason.TARGET_EOF, Reason.CLIENT_RESET, Reason.TARGET_RESET)
+"""Why a connection ended, as the program numbers it."""
+
+
+class Total(enum.IntEnum):
+    """Words of what has passed of the connections to a target."""
+
+    OPENED = 0
+    REFUSED = 1
+    UNANSWERED = 2
+    UNTOLD = 3
+    """Ends for which there was no room."""
+    BYTES_OUT = 4
+    BYTES_IN = 5
+    CLOSED = 6
+    """One word for each of ``REASONS``."""
+    CONNECT = CLOSED + len(REASONS)
+    SESSION = CONNECT + len(CONNECT_BUCKETS) + 2
+
+
+TOTAL_WORDS: Final = Total.SESSION + len(SESSION_BUCKETS) + 2
+
+
 class MapKind(enum.IntEnum):
     """Kinds of maps: ``enum bpf_map_type`` in linux/bpf.h."""
 
     HASH = 1
     ARRAY = 2
     PERCPU_ARRAY = 6
+    LRU_HASH = 9
+    RINGBUF = 27
 
 
 class Why(enum.IntEnum):
-    """Why a packet that belongs to a flow in the kernel path was left to the sockets."""
+    """Why a packet that belongs to a flow in the kernel path was left to the sockets.
+
+    Of a TCP connection there, which has no sockets, it was dropped; a connection's first packet was left to them.
+    """
 
     FRAGMENT = 0
     OPTIONS = 1
@@ -65,7 +187,17 @@ class Why(enum.IntEnum):
     FAULT = 7
     """The kernel had no memory to change it."""
     BROKEN = 8
-    """The kernel could not go on to change it, which cannot be; the only ones to be dropped."""
+    """The kernel could not go on to change it, which cannot be; dropped."""
+    CLIENT = 9
+    """A SYN of a client of whom user space has to see a connection again."""
+    TARGET = 10
+    """A SYN for a target that has not answered as yet, or not any more."""
+    LIMIT = 11
+    """A SYN beyond ``tcp_max_connections``."""
+    NO_PORT = 12
+    """A SYN for which no port towards its target was found."""
+    REFUSED = 13
+    """What a target answered that refuses a connection; dropped, so that the client tries again, by the sockets."""
 
 
 class MapDefinition(NamedTuple):
@@ -84,8 +216,27 @@ MAPS: Final = {
     "flows": MapDefinition(MapKind.HASH, KEY_BYTES, FLOW_BYTES, _NO_PREALLOC),
     "counters": MapDefinition(MapKind.ARRAY, 4, COUNTER_BYTES, _MMAPABLE),
     "left": MapDefinition(MapKind.PERCPU_ARRAY, 4, 8, 0),
+    "settings": MapDefinition(MapKind.ARRAY, 4, 8 * SETTINGS_WORDS, _MMAPABLE),
+    "connections": MapDefinition(MapKind.HASH, KEY_BYTES, CONNECTION_BYTES, _NO_PREALLOC),
+    "open": MapDefinition(MapKind.HASH, KEY_BYTES, 4, _NO_PREALLOC),
+    "clients": MapDefinition(MapKind.LRU_HASH, KEY_BYTES, _CLIENT.size, 0),
+    "targets": MapDefinition(MapKind.ARRAY, 4, TARGET_BYTES, _MMAPABLE),
+    "answers": MapDefinition(MapKind.HASH, KEY_BYTES, 4, 0),
+    "choices": MapDefinition(MapKind.ARRAY, 4, 4, 0),
+    "remembered": MapDefinition(MapKind.LRU_HASH, KEY_BYTES, _MEMORY.size, 0),
+    "scratches": MapDefinition(MapKind.PERCPU_ARRAY, 4, CONNECTION_BYTES + KEY_BYTES, 0),
+    "totals": MapDefinition(MapKind.PERCPU_ARRAY, 4, 8 * TOTAL_WORDS, 0),
+    "told": MapDefinition(MapKind.ARRAY, 4, 8 * TOTAL_WORDS, _MMAPABLE),
+    "ends": MapDefinition(MapKind.RINGBUF, 0, 0, 0),
 }
 """By name in the program; how many entries each has is decided where it is made."""
+
+
+def fingerprint() -> str:
+    """Return a text that is another one when the maps mean something else."""
+    words = [(kind.__name__, [(each.name, each.value) for each in kind]) for kind in (Setting, Total, State)]
+    structures = [each.format for each in (_ADDRESSES, _KIND, _WAY, _PROGRESS, _TARGET, _TARGETS_WAY, _END)]
+    return repr((sorted(MAPS.items()), words, structures, [str(reason) for reason in REASONS]))
 
 
 class Address(NamedTuple):
@@ -126,7 +277,7 @@ def flow_value(
     """Return what the packets of a key become: their new addresses, and the way that they take."""
     flags = _TO_LOCAL * is_local + _FROM_CLIENT * is_from_client
     both = _ADDRESSES.pack(source.packed, destination.packed, source.port, destination.port)
-    return both + _WAY.pack(interface, counter, mtu if mtu <= _MOST_MTU else 0, flags, *_changes(key, both))
+    return both + _WAY.pack(interface, counter, _mtu(mtu), flags, *_changes(key, both))
 
 
 def _changes(before: bytes, after: bytes) -> tuple[int, int]:
@@ -149,3 +300,142 @@ def counter_of(value: bytes) -> int:
     """Return the index of the counter that a flow's value names."""
     counter: int = _WAY.unpack_from(value, _ADDRESSES.size)[1]
     return counter
+
+
+# TCP
+
+
+class Remote(NamedTuple):
+    """A target as the program knows it."""
+
+    address: Address
+    source: bytes
+    """The one of our addresses that it sees."""
+    interface: int
+    mtu: int
+    is_local: bool
+    series: int
+    """Of the counters of this program."""
+
+    @property
+    def answers(self) -> bytes:
+        """The key of what it sends, whatever our port."""
+        return flow_key(self.address, Address(self.source, 0), socket.IPPROTO_TCP)
+
+
+def target_value(remote: Remote) -> bytes:
+    """Return a target of which nothing is proven."""
+    packed, port = remote.address
+    head = _TARGET.pack(packed, remote.source, port, remote.address.family, remote.is_local)
+    return head + _TARGETS_WAY.pack(remote.interface, _mtu(remote.mtu), remote.series) + _TARGETS_PROOF.pack(0, 0, 0)
+
+
+def series_of(target: bytes) -> int:
+    """Return the series in a target's value."""
+    series: int = _TARGETS_WAY.unpack_from(target, _TARGET.size)[2]
+    return series
+
+
+def client_key(client: Address, local: Address) -> bytes:
+    """Return the key of a client at a listener, whatever the client's port."""
+    return flow_key(Address(client.packed, 0), local, socket.IPPROTO_TCP)
+
+
+def client_value(epoch: int, until: int, interface: int, mtu: int, *, is_local: bool) -> bytes:
+    """Return what is known of a client until a time, CLOCK_MONOTONIC in nanoseconds."""
+    return _CLIENT.pack(epoch, until, interface, _mtu(mtu), is_local, 0)
+
+
+def ends_of(key: bytes) -> tuple[bytes, bytes]:
+    """Return the addresses in a key, source and destination, as they are in packets."""
+    _, family = _KIND.unpack_from(key, _ADDRESSES.size)
+    source, destination, _, _ = _ADDRESSES.unpack_from(key)
+    bytes_ = 4 if family == 4 else 16  # noqa: PLR2004  that is IPv4
+    return source[:bytes_], destination[:bytes_]
+
+
+def leads_by(client: bytes, interface: int, mtu: int, is_local: bool) -> bool:
+    """Return whether packets to a client are to take this way."""
+    return _CLIENT.unpack(client)[2:5] == (interface, _mtu(mtu), is_local)
+
+
+def memory_value(since: int) -> bytes:
+    """Return what makes a target's key one that nobody has a connection with for a minute, from a time on."""
+    return _MEMORY.pack(since, 0, 0, 0)
+
+
+def _mtu(mtu: int) -> int:
+    return mtu if mtu <= _MOST_MTU else 0
+
+
+class Progress(NamedTuple):
+    """How far one direction of a connection is."""
+
+    state: int
+    begun: int
+    last: int
+    """CLOCK_MONOTONIC in nanoseconds."""
+    bytes: int
+
+
+def progress_of(value: bytes) -> Progress:
+    """Return how far a direction is."""
+    state, _, _, _, _, _, begun, last, amount = _PROGRESS.unpack_from(value, FLOW_BYTES)
+    return Progress(state, begun, last, amount)
+
+
+def is_from_client(value: bytes) -> bool:
+    """Return whether a direction is that of a client."""
+    return bool(_WAY.unpack_from(value, _ADDRESSES.size)[3] & _FROM_CLIENT)
+
+
+def other_key(key: bytes, value: bytes) -> bytes:
+    """Return the key of the other direction."""
+    source, destination, source_port, destination_port = _ADDRESSES.unpack_from(value)
+    return _ADDRESSES.pack(destination, source, destination_port, source_port) + key[_ADDRESSES.size :]
+
+
+def target_of(value: bytes) -> int:
+    """Return the number of the target of a connection."""
+    return counter_of(value)
+
+
+def way_of(key: bytes, value: bytes) -> tuple[bytes, bytes, int, bool]:
+    """Return where packets of a direction go: destination, our address, the interface, whether it is local."""
+    source, destination = ends_of(value[: _ADDRESSES.size] + key[_ADDRESSES.size :])
+    interface, _, _, flags, *_ = _WAY.unpack_from(value, _ADDRESSES.size)
+    return destination, source, interface, bool(flags & _TO_LOCAL)
+
+
+def with_way(value: bytes, interface: int, mtu: int, is_local: bool) -> bytes:
+    """Return a connection whose packets take another way."""
+    _, counter, _, flags, *changes = _WAY.unpack_from(value, _ADDRESSES.size)
+    flags = flags & _FROM_CLIENT | _TO_LOCAL * is_local
+    way = _WAY.pack(interface, counter, _mtu(mtu), flags, *changes)
+    return value[: _ADDRESSES.size] + way + value[_ADDRESSES.size + _WAY.size :]
+
+
+class End(NamedTuple):
+    """How a connection has ended."""
+
+    client: tuple[str, int]
+    target: int
+    """Number in the map of targets."""
+    reason: Reason
+    begun: int
+    connected: int
+    ended: int
+    """CLOCK_MONOTONIC in nanoseconds."""
+    bytes_in: int
+    bytes_out: int
+
+
+def read_end(record: bytes) -> End:
+    """Return what the program says of an end."""
+    key, target, reason, begun, connected, ended, bytes_in, bytes_out = _END.unpack_from(record)
+    return End(client_of(key), target, REASONS[reason], begun, connected, ended, bytes_in, bytes_out)
+
+
+def client_of(key: bytes) -> tuple[str, int]:
+    """Return address and port of the client, from the key of what it sends."""
+    return str(ip_address(ends_of(key)[0])), _ADDRESSES.unpack_from(key)[2]

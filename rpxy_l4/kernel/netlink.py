@@ -56,6 +56,7 @@ _RTA_DESTINATION: Final = 1
 _RTA_SOURCE: Final = 2
 _RTA_INTERFACE: Final = 4
 _RTA_METRICS: Final = 8
+_RTA_PREFERRED_SOURCE: Final = 7
 _METRIC_MTU: Final = 2
 _UNICAST: Final = 1
 _LOCAL: Final = 2
@@ -97,6 +98,8 @@ class Route(NamedTuple):
     """The destination is an address of this machine."""
     mtu: int | None
     """Where the route, or what was learnt of the path, has one of its own."""
+    source: bytes | None
+    """The address of this machine that the kernel prefers there."""
 
 
 class Filter(NamedTuple):
@@ -133,15 +136,18 @@ class Netlink:
         body = _LINK.pack(socket.AF_UNSPEC, 0, interface, 0, 0)
         return next(_link(answer).mtu for _, answer in self.ask(_GET_LINK, 0, body))
 
-    def route(self, destination: bytes, source: bytes) -> Route | None:
+    def route(self, destination: bytes, source: bytes | None) -> Route | None:
         """Return the way that a packet of this machine takes, None where there is none, or none to one host.
 
-        Addresses as they are in packets; ``source`` is one of this machine's. Raises OSError when that is no answer.
+        Addresses as they are in packets; ``source`` is one of this machine's, None: the kernel chooses. Raises OSError
+        when that is no answer.
         """
         family = socket.AF_INET if len(destination) == 4 else socket.AF_INET6  # noqa: PLR2004  bytes of IPv4
         bits = 8 * len(destination)
         body = _ROUTE.pack(family, bits, bits, 0, 0, 0, 0, 0, 0)
-        body += _attribute(_RTA_DESTINATION, destination) + _attribute(_RTA_SOURCE, source)
+        body += _attribute(_RTA_DESTINATION, destination)
+        if source is not None:
+            body += _attribute(_RTA_SOURCE, source)
         try:
             answers = self.ask(_GET_ROUTE, 0, body)
         except OSError as error:
@@ -323,7 +329,8 @@ def _route(answer: bytes) -> Route | None:
         return None
     metrics = _attributes(found.get(_RTA_METRICS, b""), 0)
     mtu = _UINT.unpack(metrics[_METRIC_MTU])[0] if _METRIC_MTU in metrics else None
-    return Route(_UINT.unpack(found[_RTA_INTERFACE])[0], kind == _LOCAL, mtu)
+    interface = _UINT.unpack(found[_RTA_INTERFACE])[0]
+    return Route(interface, kind == _LOCAL, mtu, found.get(_RTA_PREFERRED_SOURCE))
 
 
 def _filter(answer: bytes) -> Filter | None:

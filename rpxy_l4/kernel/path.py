@@ -5,31 +5,48 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import mmap
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from rpxy_l4.balance import BUCKETS
 from rpxy_l4.kernel import bpf
-from rpxy_l4.kernel.layout import MAPS, Why, counter_of
+from rpxy_l4.kernel.layout import MAPS, TARGETS, Why, counter_of
 from rpxy_l4.kernel.netlink import Filter, Link, Netlink, Watch
-from rpxy_l4.kernel.program import read_object
+from rpxy_l4.kernel.program import Program, read_object
 
 _LOG: Final = logging.getLogger(__name__)
+
+_OF_CONNECTIONS: Final = frozenset({"settings", "connections", "open", "targets", "totals", "told", "ends"})
 
 _OBJECT: Final = Path(__file__).with_name("path.bpf.o")
 
 # linux/if_arp.h: what packets begin with at ingress.
+_ETHERNET: Final = "ethernet"
 _PROGRAMS: Final = {
-    1: "ethernet",  # ARPHRD_ETHER
-    772: "ethernet",  # ARPHRD_LOOPBACK
+    1: _ETHERNET,  # ARPHRD_ETHER
+    772: _ETHERNET,  # ARPHRD_LOOPBACK
     0xFFFE: "plain",  # ARPHRD_NONE: tun, WireGuard
 }
-_LOOPBACK: Final = 1
 _FIRST_PRIORITY: Final = 49_152
 _MOST_PRIORITIES: Final = 64
 _FILTER_NAME: Final = "rpxy-l4"
+
+# Of TCP.
+_ENTRIES: Final = {
+    "clients": 1 << 14,
+    "targets": TARGETS,
+    "answers": TARGETS,
+    "choices": BUCKETS,
+    "remembered": 1 << 16,
+    "totals": TARGETS,
+    "told": TARGETS,
+}
+_ENDS_BYTES: Final = 1 << 21
+"""Room for twenty thousand."""
 
 
 class KernelPathError(Exception):
@@ -43,14 +60,16 @@ class KernelPath:
     :meth:`attach` with filters, the way of kernels before 6.6, :meth:`close` has to be called.
     """
 
-    def __init__(self, capacity: int) -> None:
-        """Load the program for ``capacity`` flows. Raises KernelPathError."""
+    def __init__(self, capacity: int, connections: int = 0) -> None:
+        """Load the program for so many flows, and TCP connections. Raises KernelPathError."""
         self.capacity = capacity
+        self.connections = connections
         self.token = secrets.token_bytes(8)
         """Tells this one from others, before and after."""
         self._watch: Watch | None = None
         self._netlink: Netlink | None = None
         self._maps: dict[str, int] = {}
+        self._object: dict[str, Program] = {}
         self._programs: dict[str, int] = {}
         self._attached: dict[int, int | Filter] = {}
         """By interface: the descriptor of a link, or a filter."""
@@ -73,17 +92,39 @@ class KernelPath:
             raise KernelPathError(f"the kernel refuses the program ({error}): {_last_words(error.log)}") from None
 
     def _load(self) -> None:
-        entries = {"flows": 2 * self.capacity, "counters": 2 * self.capacity, "left": len(Why)}
         for name, definition in MAPS.items():
-            self._maps[name] = bpf.create_map(name, definition, entries[name])
-        for name, program in read_object(_OBJECT.read_bytes()).items():
-            self._programs[name] = bpf.load_program(name, program.linked(self._maps))
+            self._maps[name] = bpf.create_map(name, definition, self._entries(name))
+        self._object = read_object(_OBJECT.read_bytes())
+        # The other one is loaded when there is an interface for it: the verifier takes its time.
+        self.program(_ETHERNET)
         self._netlink = Netlink()
 
+    def _entries(self, name: str) -> int:
+        """Return how many a map may have; those of TCP, where there is to be none of it, are as small as can be."""
+        match name:
+            case "flows" | "counters":
+                return 2 * self.capacity
+            case "left":
+                return len(Why)
+            case "settings" | "scratches":
+                return 1
+            case "ends":
+                return _ENDS_BYTES if self.connections else mmap.PAGESIZE
+            case "connections":
+                return max(1, 2 * self.connections)
+            case "open":
+                return max(1, self.connections)
+        return _ENTRIES[name] if self.connections else 1
+
     @property
-    def descriptors(self) -> tuple[int, int]:
-        """Those of the maps that workers need: flows and counters. They stay this object's."""
-        return self._maps["flows"], self._maps["counters"]
+    def maps(self) -> Mapping[str, int]:
+        """The descriptors of the maps, which stay this object's."""
+        return self._maps
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Those of the maps that workers need: flows, counters, clients and settings. They stay this object's."""
+        return tuple(self._maps[name] for name in ("flows", "counters", "clients", "settings"))
 
     @property
     def interfaces(self) -> list[str]:
@@ -142,11 +183,14 @@ class KernelPath:
             if error.errno != errno.ENODEV:  # not gone meanwhile
                 self._refused.add(link.number)
                 _LOG.warning("kernel path: cannot be attached to %s: %s", link.name, error.strerror)
+        except bpf.VerifierError as error:
+            self._refused.add(link.number)
+            _LOG.warning("kernel path: the kernel refuses the program for %s: %s", link.name, _last_words(error.log))
         else:
             self._names[link.number] = link.name
 
     def _attach_to(self, link: Link) -> int | Filter:
-        program = self._programs[_PROGRAMS[link.kind]]
+        program = self.program(_PROGRAMS[link.kind])
         if self._has_links:
             try:
                 return bpf.link_to_ingress(program, link.number)
@@ -176,10 +220,12 @@ class KernelPath:
 
     def left(self) -> Mapping[Why, int]:
         """Return how many packets of flows were left to the sockets since it was loaded, by why."""
-        return {why: bpf.read_per_cpu(self._maps["left"], why) for why in Why}
+        return {why: bpf.read_per_cpu(self._maps["left"], why)[0] for why in Why}
 
     def program(self, name: str) -> int:
-        """Return the descriptor of a program, which stays this object's."""
+        """Return the descriptor of a program, which stays this object's. Raises as :func:`bpf.load_program` does."""
+        if name not in self._programs:
+            self._programs[name] = bpf.load_program(name, self._object[name].linked(self._maps))
         return self._programs[name]
 
     def clear(self, slots: frozenset[int], of_slot: int) -> None:
@@ -188,6 +234,16 @@ class KernelPath:
         for key, value in flows.items():
             if counter_of(value) // 2 // of_slot in slots:
                 flows.remove(key)
+
+    def retire(self) -> Remains:
+        """Leave attached what serves the TCP connections that there are, and close the rest. Call nothing else then."""
+        for name in self._maps.keys() - _OF_CONNECTIONS:
+            os.close(self._maps.pop(name))
+        remains = Remains([*self._attached.values()], dict(self._maps))
+        self._attached.clear()
+        self._maps.clear()
+        self.close()
+        return remains
 
     def leave_to_parent(self) -> None:
         """In a forked child: close the sockets, which would otherwise be closed a second time, and nothing else."""
@@ -207,6 +263,31 @@ class KernelPath:
             if each is not None:
                 each.close()
         self._netlink = self._watch = None
+
+
+class Remains:
+    """What is left of a kernel path that has TCP connections only. Owns descriptors."""
+
+    def __init__(self, attached: Sequence[int | Filter], maps: Mapping[str, int]) -> None:
+        """Take ownership."""
+        self.attached = attached
+        self.maps = maps
+
+    @property
+    def descriptors(self) -> list[int]:
+        """All of them."""
+        return [*(each for each in self.attached if isinstance(each, int)), *self.maps.values()]
+
+    def close(self) -> None:
+        """Detach: what connections there are is no more."""
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+        filters = [each for each in self.attached if not isinstance(each, int)]
+        if filters:
+            with contextlib.suppress(OSError), contextlib.closing(Netlink()) as netlink:
+                for each in filters:
+                    with contextlib.suppress(OSError):
+                        netlink.remove_filter(each)
 
 
 def remove_stale_filters() -> None:

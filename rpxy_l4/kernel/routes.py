@@ -45,6 +45,14 @@ class Routes:
             self._known[pair] = found
         return found
 
+    def source(self, destination: bytes) -> bytes | None:
+        """Return which address of ours a socket would have towards a destination; None when there is no way."""
+        try:
+            route = self._netlink.route(destination, None)
+        except OSError:  # as below
+            return None
+        return None if route is None else route.source
+
     def _ask(self, destination: bytes, source: bytes) -> Passage | None:
         try:
             route = self._netlink.route(destination, source)

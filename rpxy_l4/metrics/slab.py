@@ -6,9 +6,11 @@ makes up for, and where the admin process beats.
 
 from __future__ import annotations
 
+import bisect
 import mmap
+from collections.abc import Sequence
 
-from rpxy_l4.metrics.layout import ROW_CELLS
+from rpxy_l4.metrics.layout import MICROSECONDS, ROW_CELLS
 
 _CELL_BYTES = 8
 
@@ -39,3 +41,9 @@ class Slab:
             msg = f"no row {number} in a slab of {self.rows}"
             raise IndexError(msg)
         return self._all[number * self._cells : (number + 1) * self._cells]
+
+
+def observe(cells: memoryview, offset: int, bounds: Sequence[float], seconds: float) -> None:
+    """Add one observation, which must not be negative, to the histogram at ``offset``."""
+    cells[offset + bisect.bisect_left(bounds, seconds)] += 1
+    cells[offset + len(bounds) + 1] += int(seconds * MICROSECONDS)

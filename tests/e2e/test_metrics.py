@@ -30,6 +30,8 @@ PROMISED: Final = {
     "kernel_path_info",
     "worker_kernel_flows",
     "kernel_datagrams_total",
+    "kernel_connections",
+    "kernel_connections_total",
 }
 
 

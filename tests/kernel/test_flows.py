@@ -104,7 +104,7 @@ def path(here: Namespaces) -> Iterator[KernelPath]:  # noqa: ARG001  where it is
 
 
 def open_flows(path: KernelPath) -> KernelFlows:
-    return KernelFlows(path.token, SLOTS, CAPACITY, *map(os.dup, path.descriptors))
+    return KernelFlows(path.token, SLOTS, CAPACITY, *(os.dup(path.maps[name]) for name in ("flows", "counters")))
 
 
 @pytest.fixture

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from rpxy_l4.endings import Reason
 from rpxy_l4.kernel import layout
-from rpxy_l4.kernel.layout import MAPS, Address, Why, address, counter_of, flow_key, flow_value
+from rpxy_l4.kernel.layout import (
+    MAPS,
+    REASONS,
+    Address,
+    Choosing,
+    MapKind,
+    Setting,
+    State,
+    Total,
+    Why,
+    address,
+    counter_of,
+    flow_key,
+    flow_value,
+)
+from rpxy_l4.metrics.layout import CONNECT_BUCKETS, SESSION_BUCKETS
 from tests.support.peers import run
 
 OBJECT: Final = Path(layout.__file__).with_name("path.bpf.o")
+
+SOURCE: Final = "".join(path.read_text() for path in sorted(OBJECT.parent.glob("*.bpf.[ch]")))
 
 Types = dict[int, dict[str, Any]]
 
@@ -111,9 +130,108 @@ def test_a_counter_has_its_words_where_the_program_writes_them(types: Types) -> 
 
 def test_reasons_have_the_numbers_of_the_program() -> None:
     """Nothing of an enumeration is left in the object."""
-    body = OBJECT.with_suffix(".c").read_text().partition("enum why {")[2].partition("}")[0]
+    assert members_of("enum why {", "WHY") == [*(why.name for why in Why), "COUNT"]
+    assert members_of("enum choosing {", "CHOOSE") == [*(each.name for each in Choosing)]
+    assert members_of("enum reason {", "REASON") == [*(reason.name for reason in REASONS), "COUNT"]
+    for name, wanted in (
+        ("STATE", State),
+        ("SETTING", {name: getattr(layout, name) for name in ("TELL", "NO_UDP", "TCP")}),
+    ):
+        defined = dict(re.findall(rf"^#define {name}_(\w+) (\d+)", SOURCE, re.MULTILINE))
+        members = wanted if isinstance(wanted, dict) else {each.name: each.value for each in wanted}
+        assert {key: int(value) for key, value in defined.items()} == members
 
-    assert re.findall(r"^ *WHY_(\w+),$", body, re.MULTILINE) == [*(why.name for why in Why), "COUNT"]
+
+def members_of(head: str, prefix: str) -> list[str]:
+    body = SOURCE.partition(head)[2].partition("}")[0]
+    return re.findall(rf"^ *{prefix}_(\w+),", body, re.MULTILINE)
+
+
+def test_settings_have_their_words_where_the_program_looks_for_them(types: Types) -> None:
+    at = offsets(types, "settings")
+
+    assert named(types, "STRUCT", "settings")["size"] == 8 * layout.SETTINGS_WORDS
+    for setting in Setting:
+        assert at[setting.name.lower()] == 8 * setting
+
+
+def test_totals_have_their_words_where_the_program_counts(types: Types) -> None:
+    at = offsets(types, "total")
+
+    assert named(types, "STRUCT", "total")["size"] == 8 * layout.TOTAL_WORDS
+    for word in Total:
+        assert at[word.name.lower()] == 8 * word
+
+
+@pytest.mark.parametrize(("name", "bounds"), [("connect_bucket", CONNECT_BUCKETS), ("session_bucket", SESSION_BUCKETS)])
+def test_histograms_have_the_bounds_of_those_in_user_space(name: str, bounds: tuple[float, ...]) -> None:
+    body = SOURCE.partition(f" {name}(")[2].partition("}")[0]
+
+    assert [int(number) for number in re.findall(r"above\(microseconds, (\d+)", body)] == [
+        round(bound * 1e6) for bound in bounds
+    ]
+
+
+def test_a_connection_is_read_as_the_program_writes_it(types: Types) -> None:
+    at = offsets(types, "connection")
+    key = flow_key(address("192.0.2.1", 1), address("192.0.2.2", 2), 6)
+    way = flow_value(
+        key, address("192.0.2.3", 3), address("192.0.2.4", 4), interface=7, counter=9, mtu=1500, is_local=True,
+        is_from_client=True,
+    )  # fmt: skip
+    value = bytearray(named(types, "STRUCT", "connection")["size"])
+    assert len(value) == layout.CONNECTION_BYTES
+    value[: len(way)] = way
+    for name, number in (("begun", 100), ("last", 200), ("bytes", 300)):
+        struct.pack_into("=Q", value, at[name], number)
+    struct.pack_into("=I", value, at["state"], State.ESTABLISHED)
+    found = bytes(value)
+
+    assert at["way"] == 0
+    assert layout.progress_of(found) == (State.ESTABLISHED, 100, 200, 300)
+    assert layout.is_from_client(found)
+    assert layout.target_of(found) == 9
+    assert layout.way_of(key, found) == (b"\xc0\0\2\4", b"\xc0\0\2\3", 7, True)
+    assert layout.other_key(key, found) == flow_key(address("192.0.2.4", 4), address("192.0.2.3", 3), 6)
+    assert layout.way_of(key, layout.with_way(found, 8, 1400, is_local=False))[2:] == (8, False)
+    assert layout.is_from_client(layout.with_way(found, 8, 1400, is_local=False))
+
+
+def test_a_target_has_its_fields_where_the_program_looks_for_them(types: Types) -> None:
+    at = offsets(types, "target")
+    value = layout.target_value(layout.Remote(address("2001:db8::1", 0x0102), b"s" * 16, 7, 1500, True, 9))
+
+    assert len(value) == named(types, "STRUCT", "target")["size"] == layout.TARGET_BYTES
+    assert value[at["address"] :][:16] == address("2001:db8::1", 1).packed
+    assert value[at["source"] :][:16] == b"s" * 16
+    assert value[at["port"] :][:2] == b"\1\2"
+    assert (value[at["family"]], value[at["is_local"]]) == (6, 1)
+    assert struct.unpack_from("=III", value, at["interface"]) == (7, 1500, 9)
+    assert (at["interface"], at["mtu"], at["series"]) == (36, 40, 44)
+    assert layout.series_of(value) == 9
+
+
+def test_a_client_has_its_fields_where_the_program_looks_for_them(types: Types) -> None:
+    at = offsets(types, "client")
+    value = layout.client_value(1, 2, 3, 4, is_local=True)
+
+    assert [struct.unpack_from(form, value, at[name])[0] for name, form in (
+        ("epoch", "=Q"), ("until", "=Q"), ("interface", "=I"), ("mtu", "=I"), ("is_local", "=I"),
+    )] == [1, 2, 3, 4, 1]  # fmt: skip
+    assert struct.unpack_from("=Q", layout.memory_value(5), offsets(types, "memory")["since"]) == (5,)
+
+
+def test_an_end_is_read_as_the_program_tells_it(types: Types) -> None:
+    at = offsets(types, "end")
+    record = bytearray(named(types, "STRUCT", "end")["size"])
+    record[at["key"] : at["key"] + 40] = flow_key(address("192.0.2.1", 1), address("192.0.2.2", 2), 6)
+    for name, form, number in (
+        ("target", "=I", 3), ("reason", "=I", 1), ("begun", "=Q", 10), ("connected", "=Q", 20), ("ended", "=Q", 30),
+        ("bytes_in", "=Q", 40), ("bytes_out", "=Q", 50),
+    ):  # fmt: skip
+        struct.pack_into(form, record, at[name], number)
+
+    assert layout.read_end(bytes(record)) == (("192.0.2.1", 1), 3, Reason.TARGET_EOF, 10, 20, 30, 40, 50)
 
 
 def test_maps_are_made_as_the_program_declares_them(types: Types) -> None:
@@ -133,7 +251,9 @@ def test_maps_are_made_as_the_program_declares_them(types: Types) -> None:
     for variable in (types[each["type_id"]] for each in section["vars"]):
         members = {member["name"]: member for member in types[variable["type_id"]]["members"]}
         flags = number(members["map_flags"]) if "map_flags" in members else 0
-        declared[variable["name"]] = (number(members["type"]), size(members["key"]), size(members["value"]), flags)
+        kind = number(members["type"])
+        sizes = (0, 0) if kind == MapKind.RINGBUF else (size(members["key"]), size(members["value"]))
+        declared[variable["name"]] = (kind, *sizes, flags)
 
     assert declared == {name: tuple(definition) for name, definition in MAPS.items()}
 

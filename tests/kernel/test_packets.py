@@ -75,7 +75,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.path = KernelPath(8)
-        flows, counters = self.path.descriptors
+        flows, counters = (self.path.maps[name] for name in ("flows", "counters"))
         self.flows = Map(flows, MAPS["flows"])
         self.memory = memoryview(mmap.mmap(counters, 16 * COUNTER_BYTES)).cast("Q")
 

@@ -43,6 +43,7 @@ class Standin:
             "tcp_target": '["127.0.0.1:1"]',
             "workers": 2,
             "watch": "false",
+            "kernel_path": '"off"',
             "admin.listen": f'"127.0.0.1:{self.admin_port}"',
         }
         self.file.write_text("".join(f"{key} = {value}\n" for key, value in {**usual, **keys}.items()))

@@ -21,6 +21,7 @@ REPORT = Report(
     reloads={"success": 6, "failure": 1},
     last_reload_ok=False,
     kernel_path="in use: tcx on lo, 16384 flows at most",
+    kernel_connections=7,
     kernel_path_left={"fragment": 0, "too big": 3, "options": 1},
     under_way=["slots are moving"],
 )
@@ -32,7 +33,10 @@ def test_people_see_everything_at_a_glance() -> None:
         "configuration: /etc/rpxy-l4/config.toml, generation 7, sha256 abcdef012345",
         "listening:     tcp 0.0.0.0:443, udp 0.0.0.0:443",
         "reloads:       6 success, 1 failure; the last one failed, see the log",
-        "kernel path:   in use: tcx on lo, 16384 flows at most; left to the sockets: 3 too big, 1 options",
+        (
+            "kernel path:   in use: tcx on lo, 16384 flows at most; 7 connections now; "
+            "packets left to the sockets, or dropped: 3 too big, 1 options"
+        ),
         "under way:     slots are moving",
         "workers:       2 wanted, 4 slots",
         "worker  process  state     tcp  udp  slots",

@@ -50,6 +50,7 @@ def state() -> State:
         last_reload_success=1.0,
         seen=None,
         control=20,
+        kernel_paths=[([22, (1, 2, 3, "name")], {"settings": 23})],
         askers=[21],
     )
 
@@ -63,7 +64,7 @@ def test_a_state_arrives_as_it_was_left() -> None:
 
 
 def test_every_descriptor_of_a_state_is_named() -> None:
-    assert sorted(state().descriptors()) == list(range(11, 22))
+    assert sorted(state().descriptors()) == list(range(11, 24))
 
 
 def test_a_state_is_made_of_plain_values_that_any_version_can_read() -> None:

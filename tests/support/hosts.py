@@ -45,7 +45,7 @@ class Network:
     def proxy(self, config: str, **options: Any) -> Iterator[Proxy]:
         drain = "" if "drain_timeout" in config else "drain_timeout = 0\n"
         config = f'listen_address_v4 = "0.0.0.0"\nlisten_ipv6 = true\n{drain}{config}'
-        with Proxy(self.folder, config, netns=self.nets["proxy"], **options) as proxy:
+        with Proxy(self.folder, config, netns=self.nets["proxy"], tcp_by_kernel=True, **options) as proxy:
             yield proxy
 
     @contextlib.contextmanager

@@ -49,8 +49,8 @@ class InProcess:
     """A worker's listeners, in this process and this thread."""
 
     def __init__(self, folder: Path, tcp: Side | None, udp: Side | None, workers: int = 1) -> None:
-        """``slab`` has a row for each of so many workers, of which this is the first."""
-        self.slab = Slab(workers)
+        """``slab`` has a row for each of so many workers, of which this is the first, and the supervisor's."""
+        self.slab = Slab(workers + 1)
         self.loop = uvloop.new_event_loop()
         log = AccessLog(Sink(1, folder / "access.log"), "1", lambda: None)
         self.context = Context(self.loop, 0, workers, self.slab, log)

@@ -100,13 +100,15 @@ class Proxy:
         reads_access_log: bool = True,
         environment: Mapping[str, str] | None = None,
         as_it_stands: bool = False,
+        tcp_by_kernel: bool = False,
         program: Path = ROOT,
         pass_fds: Sequence[int] = (),
     ) -> None:
         """Keys that ``config`` does not set get values that suit a test: a free port on 127.0.0.1, two workers.
 
         ``launcher`` is a command that starts the one behind it, in some other surroundings.
-        ``as_it_stands`` adds none; the admin process is then expected where it is by default.
+        Among these is that TCP with nothing to detect stays in user space, unless ``tcp_by_kernel``: most tests look at
+        what workers do. ``as_it_stands`` adds none; the admin process is then expected where it is by default.
         ``max_files`` is the soft and the hard limit to start with. Without ``reads_access_log`` nobody reads standard
         output before the end. ``environment`` is added to that of the tests.
         With ``as_it_stands`` nothing is added to ``config``. ``program`` is the folder of the package to run.
@@ -116,6 +118,7 @@ class Proxy:
         self.port = free_port() if port is None else port
         self.admin_port = DEFAULT_ADMIN_PORT if as_it_stands else free_port()
         self._as_it_stands = as_it_stands
+        self._tcp_by_kernel = tcp_by_kernel
         self.path = folder / "config.toml"
         self._arguments = arguments
         self._launcher = launcher
@@ -144,6 +147,8 @@ class Proxy:
             "watch": "false",
             "drain_timeout": '"500ms"',
         }
+        if not self._tcp_by_kernel and "tcp_target" in given and "protocols" not in given:
+            usual["kernel_path"] = '"off"'
         head = "".join(f"{key} = {value}\n" for key, value in usual.items() if key not in given)
         tail = "" if "admin" in given else f'\n[admin]\nlisten = "127.0.0.1:{self.admin_port}"\n'
         return f"{head}{config}{tail}"

@@ -55,7 +55,7 @@ class Driven:
     def __init__(self, folder: Path) -> None:
         self.loop = uvloop.new_event_loop()
         self.channel, self._theirs = Channel.pair()
-        self.slab = Slab(2)
+        self.slab = Slab(3)
         memories = FlowMemories(memoryview(bytearray(1 << 16)), 2, b"key", 600.0)
         self.worker = Worker(self.loop, 0, 2, self._theirs, self.slab, memories, Logs("worker 1", folder))
         self.worker.start()

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT
+//
+// TCP: what is known of connections, clients and targets, and what is counted.
+
+#pragma once
+
+#include "packet.bpf.h"
+
+// One direction of a connection.
+struct connection {
+    struct flow way;
+    __u32 state; // STATE_*
+    __u32 next;  // Sequence number behind all that this direction has sent, of what the other can have accepted,
+    __u32 acknowledged; // what it has acknowledged last,
+    __u32 allowed;      // and up to where the other may send: that, and its window.
+    __u32 scale;        // Of its window (RFC 7323); NO_SCALE before that is known.
+    __u32 reason;       // How it has ended. Of the direction of the client.
+    __u64 begun; // CLOCK_MONOTONIC in nanoseconds: of the first SYN; in the other direction, of its answer.
+    __u64 last;
+    __u64 bytes;
+};
+
+#define NO_SCALE 255
+#define MOST_SCALE 14
+
+#define STATE_ESTABLISHED 1 // Its client has acknowledged the target's SYN.
+#define STATE_FINISHED 2 // A FIN has passed,
+#define STATE_SECOND 4   // as the second of two.
+#define STATE_RESENT 8   // The SYN was sent again.
+#define STATE_DOUBTFUL 16 // An RST has come to it that it may have ignored, and nothing from it since.
+#define STATE_OVER 32    // Counted as ended.
+#define STATE_ANSWERED 64 // The target's SYN has passed. Of its direction.
+
+// How a target is chosen.
+enum choosing {
+    CHOOSE_NONE,       // New connections are left to the sockets.
+    CHOOSE_BY_ADDRESS, // Of the client; the bucket of balance.py.
+    CHOOSE_BY_SOCKET,  // And its port.
+    CHOOSE_ANY,        // One of the first so many choices.
+};
+
+// What user space has learned of a client.
+struct client {
+    __u64 epoch;
+    __u64 until; // CLOCK_MONOTONIC in nanoseconds.
+    __u32 interface;
+    __u32 mtu;
+    __u32 is_local;
+    __u32 zero;
+};
+
+struct target {
+    __be32 address[4];
+    __be32 source[4]; // What it sees as its client.
+    __be16 port;
+    __u8 family; // 0: none.
+    __u8 is_local;
+    __u32 interface;
+    __u32 mtu;
+    __u32 series; // User space's.
+    __u64 proven; // It has answered.
+    __u64 not_before; // When it is to be believed again, CLOCK_MONOTONIC in nanoseconds.
+    __u64 failures;   // That it did not answer a SYN, in a row.
+};
+
+#define SESSION_BUCKETS 11 // SESSION_BUCKETS and CONNECT_BUCKETS of metrics/layout.py, and one for what is above.
+#define CONNECT_BUCKETS 12
+
+enum reason {
+    REASON_CLIENT_EOF,
+    REASON_TARGET_EOF,
+    REASON_CLIENT_RESET,
+    REASON_TARGET_RESET,
+    REASON_COUNT,
+};
+
+// What has passed of the connections to a target, counted by each processor for itself.
+struct total {
+    __u64 opened;
+    __u64 refused;
+    __u64 unanswered;
+    __u64 untold; // Ends for which there was no room.
+    __u64 bytes_out;
+    __u64 bytes_in;
+    __u64 closed[REASON_COUNT];
+    __u64 connect[CONNECT_BUCKETS + 1]; // Durations, and their sum in microseconds.
+    __u64 session[SESSION_BUCKETS + 1];
+};
+
+// What is told of a connection that has ended.
+struct end {
+    struct flow_key key; // From its client.
+    __u32 target;
+    __u32 reason;
+    __u64 begun;
+    __u64 connected;
+    __u64 ended;
+    __u64 bytes_in;
+    __u64 bytes_out;
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __type(key, struct flow_key);
+    __type(value, struct connection);
+    __uint(max_entries, 2); // User space decides, here and below.
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+} connections SEC(".maps");
+
+// Connections that are not counted as ended, by the key of what their client sends.
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __type(key, struct flow_key);
+    __type(value, __u32);
+    __uint(max_entries, 1);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+} open SEC(".maps");
+
+// By client and listener, without the client's port.
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __type(key, struct flow_key);
+    __type(value, struct client);
+    __uint(max_entries, 1);
+} clients SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __type(key, __u32);
+    __type(value, struct target);
+    __uint(max_entries, 1);
+    __uint(map_flags, BPF_F_MMAPABLE);
+} targets SEC(".maps");
+
+// Which target an answer comes from: by its addresses, without our port.
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __type(key, struct flow_key);
+    __type(value, __u32);
+    __uint(max_entries, 1);
+} answers SEC(".maps");
+
+// A target for each bucket of clients.
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __type(key, __u32);
+    __type(value, __u32);
+    __uint(max_entries, 1);
+} choices SEC(".maps");
+
+// What a target remembers for a while (TIME_WAIT): since when, and of whom.
+struct memory {
+    __u64 since; // May be later than now: user space knows that the port is in use.
+    __u64 client; // The sum over its address,
+    __u32 port;   // and its port.
+    __u32 zero;
+};
+
+// By the key of what the target sent.
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __type(key, struct flow_key);
+    __type(value, struct memory);
+    __uint(max_entries, 1);
+} remembered SEC(".maps");
+
+// Where a connection is put together: it is too much for the stack.
+struct scratch {
+    struct connection made;
+    struct flow_key back;
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+    __type(key, __u32);
+    __type(value, struct scratch);
+    __uint(max_entries, 1);
+} scratches SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+    __type(key, __u32);
+    __type(value, struct total);
+    __uint(max_entries, 1);
+} totals SEC(".maps");
+
+// User space's: how much of the totals it has counted. It has this memory mapped.
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __type(key, __u32);
+    __type(value, struct total);
+    __uint(max_entries, 1);
+    __uint(map_flags, BPF_F_MMAPABLE);
+} told SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_RINGBUF);
+    __type(value, struct end); // What a record is; the map itself knows no values.
+    __uint(max_entries, 4096);
+} ends SEC(".maps");
