@@ -106,8 +106,13 @@ class _Admin:
     async def serve(self, listening: socket.socket | None) -> None:
         """Work until the end of the channel."""
         self._beat()
-        if listening is not None:
+        # The supervisor has said how things are while this process was loading: who asks first hears that, too.
+        self._read()
+        is_wanted = self.status is None or self.status.newest.admin is not None
+        if listening is not None and is_wanted and self._server is None:
             self._listen(listening)
+        elif listening is not None:  # there is another one by now, or none is wanted
+            listening.close()
         self._loop.add_reader(self._channel.fileno(), self._read)
         await self._ended
         # Threads need no farewell: they hold nothing, and the process ends.
