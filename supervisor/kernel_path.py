@@ -33,7 +33,6 @@ _MOST: Final = 1 << 17
 """Flows that there is room for, whatever the configuration says: each takes 128 bytes of the kernel's memory, always.
 Those that find no room stay in user space."""
 _CONNECTIONS: Final = 1 << 16
-_LINK_LOCAL: Final = b"\xfe\x80"
 
 _TICK: Final = 1.0
 _MANY: Final = 1000
@@ -483,6 +482,6 @@ def _remote(target: Target, routes: Routes) -> Remote | None:
     there = address(target.host, target.port)
     source = routes.source(there.packed)
     passage = None if source is None else routes.find(there.packed, source)
-    if source is None or passage is None or there.packed[:2] == _LINK_LOCAL:
+    if source is None or passage is None or there.is_link_local:
         return None
     return Remote(there, source, *passage, target.series)

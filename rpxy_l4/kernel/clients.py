@@ -28,7 +28,6 @@ from rpxy_l4.kernel.layout import (
 from rpxy_l4.kernel.routes import Passage
 
 _NANOSECONDS: Final = 1_000_000_000
-_LINK_LOCAL: Final = b"\xfe\x80"
 KNOWN_SECONDS: Final = 60
 _ANEW_SECONDS: Final = 1.0
 """A client that is accepted again and again need not be put in each time."""
@@ -69,7 +68,7 @@ class Clients:
         who, where = address(*client), address(*local)
         if now - self._recent.get((who.packed, where, epoch), -_ANEW_SECONDS) < _ANEW_SECONDS:
             return
-        if who.packed[:2] == _LINK_LOCAL:
+        if who.is_link_local:
             return
         passage = self._find(who.packed, where.packed)
         if passage is None:

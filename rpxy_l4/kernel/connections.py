@@ -70,7 +70,6 @@ _BUSY: Final = 1 << 31
 _DISCARDED: Final = 1 << 30
 _LENGTH: Final = _DISCARDED - 1
 
-
 _NOTHING: Final = Progress(0, 0, 0, 0)
 """How far a direction is of which nothing is left."""
 
@@ -139,7 +138,7 @@ class Connections:
     def follow(self, plan: Plan) -> str | None:
         """Have new connections go where the plan says; or say why they cannot."""
         settings = self._settings
-        settings[Setting.CHOOSING] = Choosing.NONE
+        self.pause()
         try:
             ports = _ports()
         except OSError:
@@ -169,15 +168,15 @@ class Connections:
         if number >= TARGETS:
             del self._slots[key]
             return None
-        if self._remotes.get(number) != remote:
-            answers, before = Map(self._maps["answers"], MAPS["answers"]), self._remotes.get(number)
+        answers, before = Map(self._maps["answers"], MAPS["answers"]), self._remotes.get(number)
+        if before != remote:
             if before is not None:
                 answers.remove(before.answers)
             self._targets[number * TARGET_BYTES : (number + 1) * TARGET_BYTES] = target_value(remote)
             self._remotes[number] = remote
             self._settings[Setting.TARGETS] = max(self._settings[Setting.TARGETS], number + 1)
         # Two targets of one address, in two routes: the later one has the answers, and is the one in use.
-        Map(self._maps["answers"], MAPS["answers"]).replace(remote.answers, number.to_bytes(4, "little"))
+        answers.replace(remote.answers, number.to_bytes(4, "little"))
         return number
 
     def avoid(self, other: Connections) -> None:
@@ -206,7 +205,7 @@ class Connections:
 
     def begin_no_more(self) -> None:
         """Leave what is new to the sockets, datagrams too; what there is goes on."""
-        self._settings[Setting.CHOOSING] = Choosing.NONE
+        self.pause()
         self._settings[Setting.FLAGS] |= NO_UDP
 
     def go_on(self, plan: Plan) -> None:

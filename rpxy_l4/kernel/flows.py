@@ -40,7 +40,6 @@ from rpxy_l4.kernel.routes import Passage, Routes
 
 _UDP: Final = 17
 _NANOSECONDS: Final = 1_000_000_000
-_LINK_LOCAL: Final = b"\xfe\x80"
 _BUSY_SECONDS: Final = 1.0
 _MAKE_ROOM_FOR: Final = 8
 """Which part of a full slot is made free at a time."""
@@ -140,7 +139,7 @@ class KernelFlows:
     def install(self, owner: Owner, slot: int, ends: Ends, series: int) -> Entry | None:
         """Put a flow in whose target has this series of the counters; None when there is no way or no room for it."""
         # Packets stay of one family, and where a link-local address is, an interface would have to be beside it.
-        if ends.client.family != ends.target.family or _LINK_LOCAL in {end.packed[:2] for end in ends}:
+        if ends.client.family != ends.target.family or any(end.is_link_local for end in ends):
             return None
         passages, free = self._passages(ends), self._free.get(slot)
         if passages is None or free is None or self.is_barred:

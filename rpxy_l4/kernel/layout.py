@@ -20,6 +20,7 @@ _WAY: Final = struct.Struct("=IIHHII")
 """Interface, counter, MTU, flags, and what the addresses and the ports add to a checksum."""
 _PORT_BYTES: Final = 4
 _MOST_SUM: Final = 0xFFFF
+_LINK_LOCAL: Final = b"\xfe\x80"
 
 KEY_BYTES: Final = _ADDRESSES.size + _KIND.size
 FLOW_BYTES: Final = _ADDRESSES.size + _WAY.size
@@ -249,6 +250,11 @@ class Address(NamedTuple):
     def family(self) -> int:
         """4 or 6."""
         return 4 if len(self.packed) == 4 else 6  # noqa: PLR2004  bytes of an IPv4 address
+
+    @property
+    def is_link_local(self) -> bool:
+        """Whether it means something else at each interface (fe80::/10, as it is given out: RFC 4291 section 2.5.6)."""
+        return self.packed[:2] == _LINK_LOCAL
 
 
 def address(host: str, port: int) -> Address:

@@ -81,7 +81,7 @@ struct {
 // What user space wants. It has this memory mapped.
 struct settings {
     __u64 epoch;     // What was learned of clients in another one counts no more.
-    __u64 choosing;  // How a connection's target is chosen; see enum choosing in tcp.bpf.h.
+    __u64 choosing;  // How a connection's target is chosen; see enum choosing in tcp_maps.bpf.h.
     __u64 choices;   // How many there are of these.
     __u64 ports[4];  // That connections towards targets may have: first and number, twice.
     __u64 flags;     // SETTING_*

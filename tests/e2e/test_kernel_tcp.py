@@ -9,7 +9,6 @@ import json
 import random
 import signal
 import socket
-import struct
 import threading
 from collections.abc import Iterator
 from queue import SimpleQueue
@@ -37,7 +36,7 @@ from tests.support.netns import Namespaces, inside
 from tests.support.peers import Program, run
 from tests.support.proxy import Proxy, Session
 from tests.support.seccomp import Rule
-from tests.support.targets import Handler, TcpTarget, answers, digests, echo, read_all, read_exactly
+from tests.support.targets import Handler, TcpTarget, answers, digests, echo, read_all, read_exactly, reset
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.netns
@@ -85,11 +84,6 @@ def warm_up(network: Network, proxy: Proxy, host: str = PROXY[4], *, at: str = "
 def by_kernel(proxy: Proxy, count: int = 1, **wanted: str) -> list[Session]:
     """The lines of so many connections that went by the kernel."""
     return proxy.wait_for_sessions(count, worker=KERNEL, **wanted)
-
-
-def reset(connection: socket.socket) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
 
 
 class Handed:
@@ -504,17 +498,17 @@ def test_a_stop_waits_for_connections_and_then_ends_them(network: Network) -> No
 
 def test_connections_of_a_removed_target_end_after_the_drain_timeout(two_targets: Network) -> None:
     network = two_targets
-    head = 'listen_address_v4 = "0.0.0.0"\nlisten_ipv6 = true\ndrain_timeout = "300ms"\non_route_removed = "drain"\n'
+    more = 'drain_timeout = "300ms"\non_route_removed = "drain"\n'
     with (
         target_at(network, TARGET[4], echo) as one,
         target_at(network, OTHER, echo) as two,
-        network.proxy(f'drain_timeout = "300ms"\non_route_removed = "drain"\ntcp_target = ["{one.text}"]') as proxy,
+        network.proxy(f'{more}tcp_target = ["{one.text}"]') as proxy,
     ):
         warm_up(network, proxy)
         with connect(network, proxy) as client:
             client.sendall(b"x")
             assert client.recv(1) == b"x"
-            proxy.reload(f'{head}tcp_target = ["{two.text}"]', 2)
+            proxy.reload(f'{HEAD}{more}tcp_target = ["{two.text}"]', 2)
             (session,) = by_kernel(proxy, 1, reason="drain")
             assert (session["target"], session["bytes_in"]) == (one.text, "1")
             client.sendall(b"y")

@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import socket
-import struct
 import threading
 from collections.abc import Iterator
 from queue import SimpleQueue
@@ -19,7 +18,7 @@ import pytest
 
 from tests.e2e.conftest import StartProxy
 from tests.support.proxy import Proxy
-from tests.support.targets import TcpTarget, echo, read_all, read_exactly
+from tests.support.targets import TcpTarget, echo, read_all, read_exactly, reset
 from tests.support.waiting import PATIENCE, eventually
 
 
@@ -32,11 +31,6 @@ def standing_still(proxy: Proxy) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
-
-
-def reset(connection: socket.socket) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
 
 
 class Handed:
