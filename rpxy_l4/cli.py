@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rpxy_l4.metrics.slab import Slab
     from rpxy_l4.net.channel import Channel
     from rpxy_l4.net.listen import ListeningSocket
+    from rpxy_l4.snapshot import Snapshot
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -109,10 +110,10 @@ def _run(given: Sequence[str]) -> int:
         print(json.dumps(json_schema(), indent=2))
         return ExitStatus.OK
     options = _parse(given)
-    if options.version:
-        _print_version(verbose=options.version > 1)
-        return ExitStatus.OK
     try:
+        if options.version:
+            _print_version(verbose=options.version > 1, config=options.config)
+            return ExitStatus.OK
         if options.check_upgrade:
             return _check_upgrade(options.config, options.log_dir)
         if options.check:
@@ -140,7 +141,13 @@ def _parse(given: Sequence[str]) -> argparse.Namespace:
     add("-c", "--config", metavar="FILE", type=Path, help="configuration file (TOML)")
     add("-t", "--check", action="store_true", help="check the configuration and exit")
     add("-l", "--log-dir", metavar="DIR", type=Path, help="write access.log and rpxy-l4.log there")
-    add("-V", "--version", action="count", default=0, help="print the version; -VV what it runs on, too")
+    add(
+        "-V",
+        "--version",
+        action="count",
+        default=0,
+        help="print the version; -VV what it runs on, too; with -c, what of it",
+    )
     add("--check-upgrade", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(given)
     if options.config is None and not options.version:
@@ -151,18 +158,27 @@ def _parse(given: Sequence[str]) -> argparse.Namespace:
 def _check(config: Path) -> int:
     """Check the file. Names that have no address now may have one later, so they are only warned about."""
     from rpxy_l4.config.compile import summary
-    from rpxy_l4.metrics.layout import Directory
     from rpxy_l4.net.lookup import why_unresolved
-    from rpxy_l4.supervisor.reload import load, printable, read_content
+    from rpxy_l4.supervisor.reload import printable
 
     file = printable(config)
-    snapshot, _ = load(read_content(config, may_wait=True), file, generation=1, known=Directory(), cpus=1)
+    snapshot = _load(config)
     for name in sorted(snapshot.names):
         why = why_unresolved(name)
         if why is not None:
             print(f"{file}: warning: {name} has no address now: {why}", file=sys.stderr)
     print(f"{file}: {summary(snapshot)}")
     return ExitStatus.OK
+
+
+def _load(config: Path) -> Snapshot:
+    """Read the file as a program that starts would. Raises ConfigError."""
+    from rpxy_l4.metrics.layout import Directory
+    from rpxy_l4.supervisor.reload import load, printable, read_content
+
+    content = read_content(config, may_wait=True)
+    snapshot, _ = load(content, printable(config), generation=1, known=Directory(), cpus=1)
+    return snapshot
 
 
 def _check_upgrade(config: Path, log_dir: Path | None) -> int:
@@ -253,7 +269,7 @@ def _run_admin(channel: Channel, slab: Slab, workers: int, listening: ListeningS
     return run(channel, slab, workers, listening)
 
 
-def _print_version(*, verbose: bool) -> None:
+def _print_version(*, verbose: bool, config: Path | None) -> None:
     from rpxy_l4.kernel.path import why_not
     from rpxy_l4.net.kernel import features
 
@@ -265,9 +281,17 @@ def _print_version(*, verbose: bool) -> None:
     rows.append(("data path", "compiled" if _is_compiled() else "interpreted"))
     rows += [("kernel", f"{platform.system()} {platform.release()}"), *features()]
     reason = why_not()
-    rows.append(("kernel path", "yes" if reason is None else f"no: {reason}"))
+    rows.append(("kernel path", _yes_unless(reason)))
+    if reason is None and config is not None:
+        snapshot = _load(config)
+        rows.append(("- UDP flows", _yes_unless(snapshot.why_udp_stays)))
+        rows.append(("- TCP", _yes_unless(snapshot.why_tcp_stays)))
     for name, value in rows:
         print(f"{name + ':':<14} {value}")
+
+
+def _yes_unless(reason: str | None) -> str:
+    return "yes" if reason is None else f"no: {reason}"
 
 
 def _is_compiled() -> bool:

@@ -216,6 +216,15 @@ class Snapshot:
         return None
 
     @property
+    def why_udp_stays(self) -> str | None:
+        """Why no flow may go through the kernel path; None: those of one route at least may."""
+        if self.udp is None:
+            return "there is no target"
+        if all(route.kernel_path is KernelPath.OFF for route in self._all_routes if route.transport is Transport.UDP):
+            return "it is turned off"
+        return None
+
+    @property
     def kernel_path(self) -> KernelPath:
         """What most is asked for by a route: ``on``, or ``auto``, or ``off`` where none has a use for it."""
         wishes = {route.kernel_path for route in self._all_routes if route.transport is Transport.UDP}

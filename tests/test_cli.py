@@ -17,6 +17,7 @@ import pytest
 
 from rpxy_l4.supervisor.signals import SIGNALS
 from rpxy_l4.version import VERSION
+from tests.support.kernel_path import needs_kernel_path
 from tests.support.ports import free_port
 from tests.support.proxy import ROOT, run_cli
 from tests.support.waiting import eventually
@@ -82,6 +83,26 @@ def test_the_long_version_tells_what_it_runs_on() -> None:
     names = [line.partition(":")[0] for line in shown.stdout.splitlines()[1:]]
     assert names[:5] == ["Python", "uvloop", "cryptography", "data path", "kernel"]
     assert {"UDP_GRO", "splice", "pidfd", "inotify", "open files"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("config", "udp", "tcp"),
+    [
+        ('tcp_target = ["127.0.0.1:1"]', "no: there is no target", "yes"),
+        ('udp_target = ["127.0.0.1:1"]', "yes", "no: there is no default target"),
+        ('kernel_path = "off"\nudp_target = ["127.0.0.1:1"]', "no: it is turned off", "no: there is no default target"),
+    ],
+)
+def test_the_long_version_tells_what_of_a_configuration_goes_through_the_kernel(
+    tmp_path: Path, config: str, udp: str, tcp: str
+) -> None:
+    needs_kernel_path()
+    file = tmp_path / "config.toml"
+    file.write_text(f"listen_port = 7\n{config}\n")
+    rows = dict(line.split(":", 1) for line in run_cli("-VV", "-c", str(file)).stdout.splitlines()[1:])
+
+    assert rows["kernel path"].strip() == "yes"
+    assert (rows["- UDP flows"].strip(), rows["- TCP"].strip()) == (udp, tcp)
 
 
 def test_the_schema_is_json() -> None:
