@@ -23,6 +23,7 @@ from tests.support import peers
 from tests.support.descriptors import no_more_descriptors
 from tests.support.flood import UdpFlood
 from tests.support.hellos import openssl_hello
+from tests.support.kernel_path import needs_kernel_path
 from tests.support.program import copy_program
 from tests.support.proxy import ROOT
 from tests.support.service_manager import ServiceManager
@@ -78,6 +79,8 @@ class Fault:
     """A service manager keeps what it is given."""
     is_program_ours: bool = False
     """The program is a copy, which may be changed."""
+    is_for_kernel: bool = True
+    """It is tried with TCP in the kernel path, too."""
 
 
 def reload_three_times(scene: Scene, _traffic: Traffic) -> Excuse:
@@ -121,15 +124,21 @@ def hang_a_worker(scene: Scene, _traffic: Traffic) -> Excuse:
     return Excuse(scene.hang_worker(victim), DATAGRAMS_OF_A_DEATH)
 
 
-def kill_the_supervisor(scene: Scene, _traffic: Traffic) -> Excuse:
-    scene.lose_supervisor()
-    return NOTHING
+def kill_the_supervisor(scene: Scene, traffic: Traffic) -> Excuse:
+    return Excuse(lose_supervisor(scene, traffic))
 
 
-def kill_the_supervisor_of_a_service(scene: Scene, _traffic: Traffic) -> Excuse:
-    scene.lose_supervisor()
+def kill_the_supervisor_of_a_service(scene: Scene, traffic: Traffic) -> Excuse:
+    lost = lose_supervisor(scene, traffic)
     scene.start_again()
-    return Excuse(datagrams=DATAGRAMS_OF_A_DEATH * len(scene.orphans))
+    return Excuse(lost, DATAGRAMS_OF_A_DEATH * len(scene.orphans))
+
+
+def lose_supervisor(scene: Scene, traffic: Traffic) -> frozenset[Address]:
+    """Kill it, and return the clients whose connections in the kernel path go with it."""
+    clients = (*traffic.http, *traffic.tcp) if scene.tcp_by_kernel else ()
+    scene.lose_supervisor()
+    return frozenset(client.address for client in clients if client.address is not None)
 
 
 def reload_wrongly(scene: Scene, _traffic: Traffic) -> Excuse:
@@ -319,6 +328,7 @@ FAULTS: Final = (
         f"{HALF_HELLOS} TCP connections that begin a TLS hello and go on by a byte a second",
         flood_of_half_hellos,
         keys=f'tcp_max_connections = {MOST_CONNECTIONS}\ntcp_detect_timeout = "30s"\n',
+        is_for_kernel=False,  # nothing is detected
     ),
     Fault("no descriptors left in all workers, for a moment", use_up_the_descriptors),
     Fault("a download and a tunnel quiet for three times their `idle_lifetime`", be_quiet_for_long, idle_lifetime=1),
@@ -351,7 +361,13 @@ def test_a_fault_costs_only_what_it_must(world: World, tmp_path: Path, fault: Fa
     run(world, tmp_path, fault)
 
 
-def run(world: World, folder: Path, fault: Fault) -> None:
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.is_for_kernel], ids=lambda fault: fault.name)
+def test_a_fault_costs_no_more_with_tcp_in_the_kernel_path(world: World, tmp_path: Path, fault: Fault) -> None:
+    needs_kernel_path()
+    run(world, tmp_path, fault, tcp_by_kernel=True)
+
+
+def run(world: World, folder: Path, fault: Fault, *, tcp_by_kernel: bool = False) -> None:
     with contextlib.ExitStack() as stack:
         scene = stack.enter_context(
             Scene(
@@ -362,18 +378,21 @@ def run(world: World, folder: Path, fault: Fault) -> None:
                 environment=faked_clock(folder) if fault.is_clock_ours else {},
                 program=copy_program(folder / "program") if fault.is_program_ours else ROOT,
                 manager=stack.enter_context(ServiceManager(str(folder / "notify"))) if fault.is_managed else None,
+                tcp_by_kernel=tcp_by_kernel,
             )
         )
         if fault.trouble:
             scene.proxy.expect_trouble(fault.trouble)
         with Traffic(scene, patience=fault.patience, kept_by=fault.kept_by) as traffic:
             traffic.go_on()
+            if tcp_by_kernel:
+                eventually(lambda: scene.metric("kernel_connections") >= len(traffic.http), "they are in the kernel")
             excuse = fault.act(scene, traffic)
             traffic.go_on()
             losses = traffic.stop()
 
     assert {each.source: unexcused(each, excuse) for each in losses} == {each.source: [] for each in losses}
-    record(fault.name, losses)
+    record(f"{fault.name}; TCP in the kernel path" if tcp_by_kernel else fault.name, losses)
 
 
 def record(name: str, losses: Iterable[Losses]) -> None:

@@ -10,7 +10,7 @@ from tests.chaos.world import FAR, PROXY, WEB, Scene
 from tests.support.traffic.download import Download
 from tests.support.traffic.programs import Iperf, Ping, SshSession
 from tests.support.traffic.source import Losses, Repeating, Source
-from tests.support.traffic.tcp import KeptHttp, NewTcp, NewTls
+from tests.support.traffic.tcp import KeptHttp, NewHttp, NewTcp, NewTls
 from tests.support.traffic.udp import Dns
 
 PATIENCE_OF_DNS: Final = 2.0
@@ -28,12 +28,13 @@ class Traffic:
         self.ping = Ping(FAR, 0.05)
         self.iperf = Iperf(FAR)
         self.http = [KeptHttp(kept, number) for number in range(8)]
-        self.tcp = [NewTcp(to, 1000 * number) for number in range(2)]
+        self.tcp: list[NewTcp | NewHttp]
+        self.tcp = [(NewHttp if scene.tcp_by_kernel else NewTcp)(to, 1000 * number) for number in range(2)]
         tls = [NewTls(to, 1000 * number, scene.world.tls) for number in range(2)]
         old = [Dns(to, patience, kept=True) for _ in range(4)]
         new = [Dns(to, patience, kept=False) for _ in range(2)]
         # Those that last have to begin first: a port that one of the others used a moment ago has a flow already.
-        self._lasting: list[Source] = [SshSession(kept, scene.world.ssh), self.download, self.ping, self.iperf]
+        self._lasting: list[Source] = [self.download, self.ping, self.iperf]
         kept_short: list[Source] = [
             Repeating("requests on kept connections", self.http, 0.2, things="kept connections"),
             Repeating("DNS queries on kept flows", old, 0.1, is_udp=True),
@@ -41,15 +42,23 @@ class Traffic:
         # Who needs something new for each thing that they do.
         self._newcomers: list[Source] = [
             Repeating("new TCP connections", self.tcp, 0.05),
-            Repeating("new TLS connections", tls, 0.1),
             Repeating("DNS queries on new flows", new, 0.05, is_udp=True),
         ]
+        if scene.tcp_by_kernel:
+            # Before the others: the kernel path takes connections of clients that user space has seen.
+            self._known = [NewHttp(each, 0) for each in {to, kept}]
+        else:
+            self._known = []
+            self._lasting.insert(0, SshSession(kept, scene.world.ssh))
+            self._newcomers.insert(1, Repeating("new TLS connections", tls, 0.1))
         self._short = kept_short + self._newcomers
         self._open = self._lasting + kept_short
 
     def __enter__(self) -> Self:
         self._world.lead_tunnel_through(self._port)
         with self._world.among_clients():
+            for client in self._known:
+                client.act()
             for sources in (self._lasting, self._short):
                 for source in sources:
                     source.start()

@@ -116,27 +116,20 @@ class World:
         """A proxy in its namespace, not started yet."""
         return Proxy(folder, config, netns=self._nets["proxy"], **options)
 
-    def config(self, variant: int, extra: str, idle_lifetime: int) -> str:
+    def config(self, variant: int, extra: str, idle_lifetime: int, *, tcp_by_kernel: bool) -> str:
         """A configuration; variants lead new sessions to other targets, and differ in a route that nobody uses.
 
-        The first, the third and so on are for new downloads and tunnels, too; the others lead them nowhere.
+        The first, the third and so on are for new downloads and tunnels, too; the others lead them nowhere. For TCP in
+        the kernel path, all connections go to the targets that speak HTTP.
         """
         one, other = variant % 2, (variant + 1) % 2
+        plain = self.http if tcp_by_kernel else self.lines
         return f"""
-tcp_target = ["{self.lines[one].text}", "{self.lines[other].text}"]
+tcp_target = ["{plain[one].text}", "{plain[other].text}"]
 udp_target = ["127.0.0.{1 + one}:{self.dns_port}"]
 udp_idle_lifetime = 2
 {extra}
-[protocols.web]
-protocol = "tls"
-server_names = ["{WEB}"]
-target = ["{self.web[one].text}"]
-[protocols.http]
-protocol = "http"
-target = ["{self.http[one].text}"]
-[protocols.shell]
-protocol = "ssh"
-target = ["127.0.0.1:{self.ssh.port}"]
+{"" if tcp_by_kernel else self._recognised_on_tcp(one)}
 [protocols.download]
 protocol = "quic"
 server_names = ["{WEB}"]
@@ -147,8 +140,23 @@ protocol = "wireguard"
 target = ["{"127.0.0.1:1" if one else f"10.77.2.1:{TUNNEL_PORT}"}"]
 idle_lifetime = {idle_lifetime}
 [protocols.unused-{variant}]
-protocol = "socks5"
+protocol = "quic"
+server_names = ["unused.test"]
 target = ["127.0.0.1:1"]
+"""
+
+    def _recognised_on_tcp(self, one: int) -> str:
+        return f"""
+[protocols.web]
+protocol = "tls"
+server_names = ["{WEB}"]
+target = ["{self.web[one].text}"]
+[protocols.http]
+protocol = "http"
+target = ["{self.http[one].text}"]
+[protocols.shell]
+protocol = "ssh"
+target = ["127.0.0.1:{self.ssh.port}"]
 """
 
 
@@ -165,11 +173,12 @@ class Scene:
         environment: Mapping[str, str] | None = None,
         program: Path = ROOT,
         manager: ServiceManager | None = None,
+        tcp_by_kernel: bool = False,
     ) -> None:
         """``keys`` of the configuration's top level. ``idle_lifetime`` is that of downloads and tunnels.
 
         ``program`` is the folder of the package to run; one that a fault changes has to be a copy. ``manager`` is told
-        by the proxy how it is, and keeps what it is given.
+        by the proxy how it is, and keeps what it is given. With ``tcp_by_kernel`` TCP is in the kernel path.
         """
         self.world = world
         self.program = program
@@ -184,11 +193,16 @@ class Scene:
         self._keys = keys
         self._idle_lifetime = idle_lifetime
         self._environment = environment or {}
+        self.tcp_by_kernel = tcp_by_kernel
         self.proxy = self._make_proxy(folder)
         self.port = self.proxy.port
 
     def _make_proxy(self, folder: Path, **options: Any) -> Proxy:
-        options |= {"environment": self._environment, "program": self.program}
+        options |= {
+            "environment": self._environment,
+            "program": self.program,
+            "tcp_by_kernel": self.tcp_by_kernel,
+        }
         if self._manager is not None:
             options["environment"] = {**self._environment, **self._manager.environment()}
             options |= {"launcher": self._manager.launcher(), "pass_fds": self._manager.descriptors()}
@@ -228,10 +242,12 @@ class Scene:
         assert [line for line in self.proxy.log() if line.startswith("Traceback")] == []
         if why_not() is None and self.proxy.has_not_ended():
             eventually(lambda: self.metric("kernel_datagrams_total"), "flows have been in the kernel")
+            assert not self.tcp_by_kernel or self.metric("kernel_connections_total") > 0
 
     def _config(self) -> str:
         address = "" if "listen_address_v4" in self._keys else f'listen_address_v4 = "{PROXY}"\n'
-        return self.world.config(self.variant, address + self._keys, self._idle_lifetime)
+        keys = address + self._keys
+        return self.world.config(self.variant, keys, self._idle_lifetime, tcp_by_kernel=self.tcp_by_kernel)
 
     def reload(self, keys: str | None = None, *, step: int = 1) -> None:
         """Put another variant of the configuration in force, with other keys if any are given."""

@@ -125,6 +125,14 @@ class KeptHttp(_Tcp):
             raise
 
 
+class NewHttp(KeptHttp):
+    """A connection of its own for each request."""
+
+    def act(self) -> None:
+        super().act()
+        self.close()
+
+
 class NewTcp(_Tcp):
     """A connection of its own for each request: a line in no protocol that a route asks for."""
 
