@@ -23,9 +23,9 @@ SECOND_LOOK: Final = 1.0
 # Time for SIGABRT to write the stacks to the log before SIGKILL.
 ABORT_GRACE: Final = 1.0
 # A worker ends by itself when the drain timeout has passed; this is what it may be late.
-DRAIN_GRACE: Final = 2.0
+DRAIN_GRACE: Final = 5.0
 # How long a child that was told to stop at once may take.
-STOP_GRACE: Final = 1.0
+STOP_GRACE: Final = 5.0
 # Seconds before an empty seat is filled again, by the number of short lives just before: a worker that fails at once
 # must not spin.
 BACK_OFF: Final = (0.0, 0.1, 1.0, 5.0)
