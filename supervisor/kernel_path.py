@@ -32,7 +32,9 @@ _LEAST: Final = 1 << 14
 _MOST: Final = 1 << 17
 """Flows that there is room for, whatever the configuration says: each takes 128 bytes of the kernel's memory, always.
 Those that find no room stay in user space."""
-_CONNECTIONS: Final = 1 << 16
+_LEAST_CONNECTIONS: Final = 1 << 12
+_MOST_CONNECTIONS: Final = 1 << 16
+"""TCP connections that there is room for; each takes 400 bytes of the kernel's memory, always."""
 
 _TICK: Final = 1.0
 _MANY: Final = 1000
@@ -110,8 +112,8 @@ class KernelPathKeeper:
         if self._path is None:
             return f"not used: {self._why_not}"
         where = f"in use: {self._path.mode} on {', '.join(self._path.interfaces)}"
-        if self._path.connections and self._why_tcp_stays is None:
-            tcp = f"{self._path.connections} connections at most"
+        if self._path.connections and self._why_tcp_stays is None and self._snapshot is not None:
+            tcp = f"{_room_for_connections(self._snapshot)} connections at most"
         else:
             tcp = f"no connections, as {self._why_tcp_stays or 'there was no memory for them'}"
         return f"{where}; UDP: {self._path.capacity} flows at most; TCP: {tcp}"
@@ -142,13 +144,13 @@ class KernelPathKeeper:
         """Load what this configuration wants. Raises KernelPathError when it insists on what cannot be had."""
         if snapshot.kernel_path is Wish.OFF:
             return
-        wants_tcp = snapshot.why_tcp_stays is None
-        if self._path is not None and (self._path.connections or not wants_tcp):
+        room = _room_for_connections(snapshot)
+        if self._path is not None and self._path.connections >= room:
             return
         try:
-            path = self._load(snapshot, _CONNECTIONS if wants_tcp else 0)
+            path = self._load(snapshot, max(room, _LEAST_CONNECTIONS) if room else 0)
             try:
-                connections = Connections(path.maps) if wants_tcp else None
+                connections = Connections(path.maps) if room else None
             except OSError as error:
                 path.close()
                 raise KernelPathError(f"{error.strerror}") from None
@@ -371,7 +373,7 @@ class KernelPathKeeper:
         elsewhere += sum(old.connections.live for old in self._old)
         # Near the limit, user space decides, which knows the number exactly.
         most = self._snapshot.tcp.max_sessions
-        connections.allow(min(_CONNECTIONS, most - elsewhere - max(most >> 3, _NEAR)))
+        connections.allow(min(_MOST_CONNECTIONS, most - elsewhere - max(most >> 3, _NEAR)))
 
     def _look_for_policies(self) -> None:
         try:
@@ -466,6 +468,13 @@ class KernelPathKeeper:
             self._close_books(old.connections)
             old.remains.close()
         self._old.clear()
+
+
+def _room_for_connections(snapshot: Snapshot) -> int:
+    """Return how many TCP connections a kernel path is to have room for; 0 where none go by it."""
+    if snapshot.tcp is None or snapshot.why_tcp_stays is not None:
+        return 0
+    return min(snapshot.tcp.max_sessions, _MOST_CONNECTIONS)
 
 
 def _series(snapshot: Snapshot) -> frozenset[int]:

@@ -104,7 +104,6 @@ class Connections:
         self._targets = _mapped(maps["targets"], TARGETS * TARGET_BYTES)
         self._told = _mapped(maps["told"], TARGETS * 8 * TOTAL_WORDS).cast("Q")
         self._connections = Map(maps["connections"], MAPS["connections"])
-        self._open = Map(maps["open"], MAPS["open"])
         self._ends = _Ends(maps["ends"])
         self._slots: dict[tuple[int, bytes, int], int] = {}
         """By series and address: the number of a target in the maps. It is never another's."""
@@ -289,11 +288,9 @@ class Connections:
                     yield found
 
     def _take_out(self, key: bytes, value: bytes, back: bytes, other: Progress, reason: Reason) -> Lost | None:
-        is_ours = self._open.remove(key)  # otherwise the program has counted it
-        self._connections.remove(key)
+        if not self._connections.remove(key):
+            return None  # the program has counted it
         self._connections.remove(back)
-        if not is_ours:
-            return None
         this, number = progress_of(value), target_of(value)
         self._settings[Setting.ENDED] += 1
         if not (this.state | other.state) & State.ESTABLISHED:
@@ -325,10 +322,8 @@ def _patience(this: Progress, other: Progress) -> tuple[int, Reason]:
     """Return for how many seconds there may be silence, and what it means then."""
     if not this.state & State.ESTABLISHED:
         return UNANSWERED_SECONDS, Reason.IDLE
-    if this.state & State.OVER:
-        return CLOSING_SECONDS, Reason.IDLE
-    if this.state & other.state & State.FINISHED:  # at the same moment, on two processors
-        return CLOSING_SECONDS, Reason.CLIENT_EOF
+    if this.state & other.state & State.FINISHED:  # and the last word is missing
+        return CLOSING_SECONDS, Reason.TARGET_EOF if this.state & State.SECOND else Reason.CLIENT_EOF
     if (this.state | other.state) & State.DOUBTFUL:
         return CLOSING_SECONDS, Reason.CLIENT_RESET if other.state & State.DOUBTFUL else Reason.TARGET_RESET
     return SILENT_SECONDS, Reason.IDLE

@@ -118,9 +118,7 @@ class State(enum.IntFlag):
     RESENT = 8
     DOUBTFUL = 16
     """An RST has come to it that it may have ignored, and nothing from it since."""
-    OVER = 32
-    """It is counted as ended."""
-    ANSWERED = 64
+    ANSWERED = 32
     """The target's SYN has passed. Of its direction."""
 
 
@@ -218,14 +216,13 @@ MAPS: Final = {
     "counters": MapDefinition(MapKind.ARRAY, 4, COUNTER_BYTES, _MMAPABLE),
     "left": MapDefinition(MapKind.PERCPU_ARRAY, 4, 8, 0),
     "settings": MapDefinition(MapKind.ARRAY, 4, 8 * SETTINGS_WORDS, _MMAPABLE),
-    "connections": MapDefinition(MapKind.HASH, KEY_BYTES, CONNECTION_BYTES, _NO_PREALLOC),
-    "open": MapDefinition(MapKind.HASH, KEY_BYTES, 4, _NO_PREALLOC),
+    "connections": MapDefinition(MapKind.HASH, KEY_BYTES, CONNECTION_BYTES, 0),
     "clients": MapDefinition(MapKind.LRU_HASH, KEY_BYTES, _CLIENT.size, 0),
     "targets": MapDefinition(MapKind.ARRAY, 4, TARGET_BYTES, _MMAPABLE),
     "answers": MapDefinition(MapKind.HASH, KEY_BYTES, 4, 0),
     "choices": MapDefinition(MapKind.ARRAY, 4, 4, 0),
     "remembered": MapDefinition(MapKind.LRU_HASH, KEY_BYTES, _MEMORY.size, 0),
-    "scratches": MapDefinition(MapKind.PERCPU_ARRAY, 4, CONNECTION_BYTES + KEY_BYTES, 0),
+    "scratches": MapDefinition(MapKind.PERCPU_ARRAY, 4, CONNECTION_BYTES + KEY_BYTES + 16, 0),
     "totals": MapDefinition(MapKind.PERCPU_ARRAY, 4, 8 * TOTAL_WORDS, 0),
     "told": MapDefinition(MapKind.ARRAY, 4, 8 * TOTAL_WORDS, _MMAPABLE),
     "ends": MapDefinition(MapKind.RINGBUF, 0, 0, 0),

@@ -7,6 +7,8 @@ import errno
 import logging
 import mmap
 import os
+import re
+import resource
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ from rpxy_l4.kernel.program import Program, read_object
 
 _LOG: Final = logging.getLogger(__name__)
 
-_OF_CONNECTIONS: Final = frozenset({"settings", "connections", "open", "targets", "totals", "told", "ends"})
+_OF_CONNECTIONS: Final = frozenset({"settings", "connections", "targets", "totals", "told", "ends"})
 
 _OBJECT: Final = Path(__file__).with_name("path.bpf.o")
 
@@ -92,6 +94,9 @@ class KernelPath:
             raise KernelPathError(f"the kernel refuses the program ({error}): {_last_words(error.log)}") from None
 
     def _load(self) -> None:
+        if _counts_as_locked():
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         for name, definition in MAPS.items():
             self._maps[name] = bpf.create_map(name, definition, self._entries(name))
         self._object = read_object(_OBJECT.read_bytes())
@@ -112,8 +117,6 @@ class KernelPath:
                 return _ENDS_BYTES if self.connections else mmap.PAGESIZE
             case "connections":
                 return max(1, 2 * self.connections)
-            case "open":
-                return max(1, self.connections)
         return _ENTRIES[name] if self.connections else 1
 
     @property
@@ -320,6 +323,8 @@ def why_not() -> str | None:
 
 def _why(error: OSError) -> str:
     match error.errno:
+        case errno.EPERM if _counts_as_locked():
+            return "it needs the capabilities CAP_BPF and CAP_NET_ADMIN and, before Linux 5.11, LimitMEMLOCK=infinity"
         case errno.EPERM:
             return "it needs the capabilities CAP_BPF and CAP_NET_ADMIN"
         case errno.ENOSYS:
@@ -328,6 +333,13 @@ def _why(error: OSError) -> str:
             return f"{_OBJECT.name} is missing from the installation"
         case _:
             return f"{error.strerror}"
+
+
+def _counts_as_locked() -> bool:
+    """Whether the memory of maps counts as locked (before Linux 5.11), and that is limited."""
+    version = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    is_old = version is not None and (int(version[1]), int(version[2])) < (5, 11)
+    return is_old and resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY
 
 
 def _last_words(log: str) -> str:

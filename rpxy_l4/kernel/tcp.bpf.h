@@ -10,10 +10,10 @@
 // A target has refused a SYN, or has not answered the second one. Trust it no more, before user space has reached it again.
 // Twice as long with each time that it is only silent: it may be that answers to our ports, and not to those of sockets, are
 // lost somewhere.
-static __always_inline void distrust(const struct connection *this, int was_silent)
+static __always_inline void distrust(const struct flow *way, int was_silent, __u64 now)
 {
-    struct target *target = target_at(this->way.counter);
-    struct total *total = total_of(&this->way);
+    struct target *target = target_at(way->counter);
+    struct total *total = total_of(way);
     __u64 failures, was_proven;
 
     if (!target || !total)
@@ -28,42 +28,36 @@ static __always_inline void distrust(const struct connection *this, int was_sile
     if (!was_proven)
         return; // Others had no answer at the same time: that is one failure.
     failures = target->failures;
-    target->not_before = bpf_ktime_get_ns() + (NANOSECONDS << (failures < MOST_FAILURES ? failures : MOST_FAILURES));
+    target->not_before = now + (NANOSECONDS << (failures < MOST_FAILURES ? failures : MOST_FAILURES));
     target->failures = failures + 1;
 }
 
-// Forget a connection that has not come about. "key" is that of what the client sends.
-static __always_inline void give_up(const struct flow_key *key)
-{
-    struct settings *wanted = settings_now();
-
-    if (!bpf_map_delete_elem(&open, key) && wanted)
-        __sync_fetch_and_add(&wanted->over, 1);
-}
-
-// Count a connection as ended, once, and tell user space. "key" is that of what the client sends.
-static __always_inline void end(const struct flow_key *key, struct connection *from_client,
-                                struct connection *from_target, __u32 reason)
+// Take a connection out and count its end, once. "key" is that of what the client sends: whoever removes that counts, be it
+// on another processor at this moment, or user space. With the second key, the place of both may be another connection's.
+static __always_inline void take_out(const struct flow_key *key, const struct flow_key *other_key,
+                                     const struct connection *from_client, const struct connection *from_target,
+                                     __u32 reason, __u64 now)
 {
     struct settings *wanted = settings_now();
     struct total *total = total_of(&from_client->way);
-    __u64 now = bpf_ktime_get_ns(), taken;
+    __u64 begun = from_client->begun, connected = from_target->begun, taken;
+    __u64 bytes_in = from_client->bytes, bytes_out = from_target->bytes;
+    __u32 target = from_client->way.counter, was_established = from_client->state & STATE_ESTABLISHED;
     struct end *record;
 
-    from_client->state |= STATE_OVER;
-    from_target->state |= STATE_OVER;
-    // Whoever takes it out counts, be it on another processor at this moment, or user space.
-    if (bpf_map_delete_elem(&open, key) || !wanted || !total)
+    if (bpf_map_delete_elem(&connections, key))
         return;
-    taken = (now - from_client->begun) / NANOSECONDS_IN_MICROSECOND;
-    // Read back from memory, it is no constant to the verifier: as for above().
-    from_client->reason = reason;
-    reason = *(volatile __u32 *)&from_client->reason;
+    bpf_map_delete_elem(&connections, other_key);
+    if (!wanted || !total)
+        return;
+    __sync_fetch_and_add(&wanted->over, 1);
+    if (!was_established)
+        return;
+    __sync_fetch_and_add(&wanted->closed, 1);
+    taken = (now - begun) / NANOSECONDS_IN_MICROSECOND;
     total->closed[reason & 3] += 1;
     total->session[session_bucket(taken)] += 1;
     total->session[SESSION_BUCKETS] += taken;
-    __sync_fetch_and_add(&wanted->over, 1);
-    __sync_fetch_and_add(&wanted->closed, 1);
     if (!(wanted->flags & SETTING_TELL))
         return;
     record = bpf_ringbuf_reserve(&ends, sizeof(*record), 0);
@@ -72,13 +66,13 @@ static __always_inline void end(const struct flow_key *key, struct connection *f
         return;
     }
     record->key = *key;
-    record->target = from_client->way.counter;
+    record->target = target;
     record->reason = reason;
-    record->begun = from_client->begun;
-    record->connected = from_target->begun;
+    record->begun = begun;
+    record->connected = connected;
     record->ended = now;
-    record->bytes_in = from_client->bytes;
-    record->bytes_out = from_target->bytes;
+    record->bytes_in = bytes_in;
+    record->bytes_out = bytes_out;
     bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 }
 
@@ -146,7 +140,7 @@ static __always_inline enum step follow_begin(const struct segment *segment, str
     struct target *target;
 
     if (this->way.flags & FLOW_FROM_CLIENT) {
-        if (this->state & STATE_OVER)
+        if (this->state & other->state & STATE_FINISHED)
             return STEP_BEGIN; // The client has the same port again after an end of which something was lost.
         if (this->state & STATE_ESTABLISHED || other->state & STATE_ANSWERED)
             return STEP_FORWARD;
@@ -205,6 +199,12 @@ static __always_inline enum step follow_refusal(const struct segment *segment, c
     return segment->flags & ACK && segment->acknowledged == other->next ? STEP_REFUSED : STEP_FORWARD;
 }
 
+// How a connection has ended in which both have finished: by who was first.
+static __always_inline __u32 reason_of(const struct connection *from_client)
+{
+    return from_client->state & STATE_SECOND ? REASON_TARGET_EOF : REASON_CLIENT_EOF;
+}
+
 // An RST or a FIN, or what comes after one. If the connection ends by it, *reason says how.
 static __always_inline enum step follow_end(const struct segment *segment, struct connection *this,
                                             struct connection *other, __u32 *reason)
@@ -222,10 +222,8 @@ static __always_inline enum step follow_end(const struct segment *segment, struc
     }
     if (segment->flags & FIN && !(this->state & STATE_FINISHED)) {
         this->state |= STATE_FINISHED;
-        if (other->state & STATE_FINISHED) {
+        if (other->state & STATE_FINISHED)
             this->state |= STATE_SECOND;
-            *reason = from_client ? REASON_TARGET_EOF : REASON_CLIENT_EOF;
-        }
         return STEP_FORWARD;
     }
     // The last word: both have finished, and both FINs are acknowledged.
@@ -235,71 +233,95 @@ static __always_inline enum step follow_end(const struct segment *segment, struc
     return STEP_FORWARD;
 }
 
-static __always_inline enum step follow(const struct packet *packet, const struct segment *segment,
-                                        struct connection *this, const struct flow_key *back, __u64 now)
+// Whether a direction leads to where packets of this key come from. The other one may have been taken out since it was
+// found, and its place be another connection's.
+static __always_inline int leads_back(const struct connection *other, const struct flow_key *key)
 {
-    struct connection *other = bpf_map_lookup_elem(&connections, back);
-    __u32 reason = REASON_COUNT, from_client = this->way.flags & FLOW_FROM_CLIENT;
-    enum step step = STEP_FORWARD;
+    const __be32 *there = other->way.destination, *from = key->source;
 
-    if (!other) {
-        if (!from_client || (segment->flags & (SYN | ACK)) != SYN)
-            return STEP_DROP;
-        // Half of what two processors were about at once.
-        give_up(&packet->key);
-        bpf_map_delete_elem(&connections, &packet->key);
-        return STEP_BEGIN;
-    }
-    if (from_client && (segment->flags & (SYN | RST | ACK)) == ACK && !(this->state & STATE_ESTABLISHED) &&
-        other->state & STATE_ANSWERED && segment->acknowledged == other->next)
-        establish(segment, this, other);
-    if (segment->flags & SYN) {
-        step = follow_begin(segment, this, other, now);
-    } else if (!(this->state & STATE_ESTABLISHED)) {
-        if (segment->flags & RST)
-            step = follow_refusal(segment, this, other);
-    } else if (is_credible(packet, segment, other)) {
-        count(packet, segment, this);
-        // Most packets are data and acknowledgements.
-        if (segment->flags & (FIN | RST) || this->state & STATE_FINISHED)
-            step = follow_end(segment, this, other, &reason);
-    }
-    if (step == STEP_FORWARD && reason == REASON_COUNT)
-        return step;
-    if (reason != REASON_COUNT)
-        end(from_client ? &packet->key : back, from_client ? this : other, from_client ? other : this, reason);
-    if (step == STEP_UNANSWERED || step == STEP_REFUSED)
-        distrust(this, step == STEP_UNANSWERED);
-    if (step >= STEP_FORWARD_LAST)
-        give_up(from_client ? &packet->key : back); // Unless it was established, and has ended.
-    if (step == STEP_BEGIN || step == STEP_UNANSWERED || step == STEP_REFUSED) {
-        bpf_map_delete_elem(&connections, back);
-        bpf_map_delete_elem(&connections, &packet->key);
-    }
-    return step;
+    return !((there[0] ^ from[0]) | (there[1] ^ from[1]) | (there[2] ^ from[2]) | (there[3] ^ from[3]) |
+             (other->way.destination_port ^ key->source_port) | (other->way.source_port ^ key->destination_port));
 }
 
-// Forget a connection whose last packet has passed.
-static __always_inline void forget(const struct packet *packet, const struct connection *this,
-                                   const struct flow_key *back, __u32 flags, __u64 now)
+// A target that has finished first remembers addresses and ports for a while. "key" is that of what it sends.
+static __always_inline void remember(const struct flow_key *key, const struct flow_key *back, __u64 now)
 {
     struct memory memory = {.since = now, .port = back->source_port};
 
-    // A target that has finished first remembers addresses and ports for a while.
-    if (!(this->way.flags & FLOW_FROM_CLIENT) && !(flags & RST)) {
-        memory.client = sum_of_address(back->family, back->source);
-        bpf_map_update_elem(&remembered, &packet->key, &memory, BPF_ANY);
+    memory.client = sum_of_address(back->family, back->source);
+    bpf_map_update_elem(&remembered, key, &memory, BPF_ANY);
+}
+
+// A segment of a connection that is whole. If the connection ends by it, *reason says how.
+static __always_inline enum step follow(const struct packet *packet, const struct segment *segment,
+                                        struct connection *this, struct connection *other, __u32 *reason, __u64 now)
+{
+    __u32 from_client = this->way.flags & FLOW_FROM_CLIENT;
+
+    if (from_client && (segment->flags & (SYN | RST | ACK)) == ACK && !(this->state & STATE_ESTABLISHED) &&
+        other->state & STATE_ANSWERED && segment->acknowledged == other->next)
+        establish(segment, this, other);
+    if (segment->flags & SYN)
+        return follow_begin(segment, this, other, now);
+    if (!(this->state & STATE_ESTABLISHED))
+        return segment->flags & RST ? follow_refusal(segment, this, other) : STEP_FORWARD;
+    if (!is_credible(packet, segment, other))
+        return STEP_FORWARD;
+    count(packet, segment, this);
+    // Most packets are data and acknowledgements.
+    if (segment->flags & (FIN | RST) || this->state & STATE_FINISHED)
+        return follow_end(segment, this, other, reason);
+    return STEP_FORWARD;
+}
+
+// Find out what a segment means, and take its connection out when that has ended. "way" is a copy of this->way.
+static __always_inline enum step attend(const struct packet *packet, const struct segment *segment,
+                                        struct connection *this, const struct flow *way, __u64 now)
+{
+    __u32 reason = REASON_CLIENT_EOF, from_client = way->flags & FLOW_FROM_CLIENT;
+    const struct flow_key *key = &packet->key;
+    struct scratch *scratch = scratch_now();
+    enum step step = STEP_BEGIN;
+    struct connection *other;
+    struct flow_key back;
+
+    if (!scratch)
+        return STEP_DROP;
+    turn(way, key, &back);
+    other = bpf_map_lookup_elem(&connections, &back);
+    if (other) {
+        if (!leads_back(other, key))
+            return STEP_DROP;
+        reason = reason_of(from_client ? this : other);
+        step = follow(packet, segment, this, other, &reason, now);
+        if (step == STEP_FORWARD || step == STEP_DROP)
+            return step;
+    } else {
+        // Half of what two processors were about at once.
+        if (!from_client || (segment->flags & (SYN | ACK)) != SYN)
+            return STEP_DROP;
+        other = this;
     }
-    bpf_map_delete_elem(&connections, back);
-    bpf_map_delete_elem(&connections, &packet->key);
+    // Read back from memory, these are no constants to the verifier, which would follow each on a way of its own; and as
+    // for above().
+    scratch->step = step;
+    scratch->reason = reason;
+    step = *(volatile __u64 *)&scratch->step;
+    reason = *(volatile __u64 *)&scratch->reason;
+    if (step == STEP_UNANSWERED || step == STEP_REFUSED)
+        distrust(way, step == STEP_UNANSWERED, now);
+    take_out(from_client ? key : &back, from_client ? &back : key, from_client ? this : other,
+             from_client ? other : this, reason, now);
+    if (step == STEP_FORWARD_LAST && !from_client && !(segment->flags & RST))
+        remember(key, &back, now);
+    return step;
 }
 
 // Look at a packet of a connection. Return what is to be done with it, or STEP_DROP with a reason.
 static __always_inline enum step look(const struct __sk_buff *skb, const struct packet *packet,
-                                      const struct segment *segment, struct connection *this, __u64 now, int *why)
+                                      const struct segment *segment, struct connection *this, const struct flow *way,
+                                      __u64 now, int *why)
 {
-    struct flow_key back;
-
     *why = WHY_FAULT;
     if (packet->has_options)
         *why = WHY_OPTIONS;
@@ -307,39 +329,43 @@ static __always_inline enum step look(const struct __sk_buff *skb, const struct 
         *why = WHY_FRAGMENT;
     else if (packet->is_malformed)
         *why = WHY_MALFORMED;
-    else if (!(this->way.flags & FLOW_TO_LOCAL) && packet->hop_limit <= 1)
+    else if (!(way->flags & FLOW_TO_LOCAL) && packet->hop_limit <= 1)
         *why = WHY_HOP_LIMIT;
-    else if (this->way.mtu && length_of(skb, packet) > this->way.mtu)
+    else if (way->mtu && length_of(skb, packet) > way->mtu)
         *why = WHY_TOO_BIG;
     if (*why != WHY_FAULT)
         return STEP_DROP;
     this->last = now;
-    turn(&this->way, &packet->key, &back);
-    return follow(packet, segment, this, &back, now);
+    return attend(packet, segment, this, way, now);
 }
 
 static __always_inline int handle_tcp(struct __sk_buff *skb, __u32 network, struct packet *packet)
 {
     struct settings *wanted = settings_now();
-    struct connection *this, *other;
     enum step step = STEP_BEGIN;
     struct segment segment = {};
-    struct flow_key back;
+    struct connection *this;
+    struct scratch *scratch;
+    struct flow way;
+    __u32 longest;
     int result, why;
     __u64 now;
 
     if (!wanted || !(wanted->flags & SETTING_TCP))
         return LEAVE;
-    now = bpf_ktime_get_ns();
     if (read_segment(skb, packet, &segment))
         return LEAVE;
+    now = bpf_ktime_get_ns();
     this = bpf_map_lookup_elem(&connections, &packet->key);
-    if (this)
-        step = look(skb, packet, &segment, this, now, &why);
-    else if ((segment.flags & (SYN | ACK)) == (SYN | ACK))
+    if (this) {
+        way = this->way;
+        longest = this->longest;
+        step = look(skb, packet, &segment, this, &way, now, &why);
+    } else if ((segment.flags & (SYN | ACK)) == (SYN | ACK)) {
         return note_answer(packet);
-    else if ((segment.flags & (SYN | RST | FIN)) != SYN)
+    } else if ((segment.flags & (SYN | RST | FIN)) != SYN) {
         return LEAVE;
+    }
     if (step == STEP_DROP)
         return drop(why);
     if (step == STEP_REFUSED)
@@ -347,27 +373,23 @@ static __always_inline int handle_tcp(struct __sk_buff *skb, __u32 network, stru
     if (step == STEP_UNANSWERED)
         return leave(WHY_TARGET);
     if (step == STEP_BEGIN) {
-        result = begin(packet, &segment);
+        result = begin(packet, &segment, now);
         if (result == NOT_OURS)
             return LEAVE;
         if (result != CHANGED)
             return leave(result);
-        this = bpf_map_lookup_elem(&connections, &packet->key);
-        if (!this)
-            return drop(WHY_FAULT); // It comes once more.
+        // Looked up anew: the verifier, without CAP_PERFMON, would go on with all that begin() knows.
+        scratch = scratch_now();
+        if (!scratch)
+            return LEAVE;
+        way = scratch->made.way;
+        longest = scratch->made.longest;
     }
 
-    turn(&this->way, &packet->key, &back);
-    if (segment.flags & SYN) {
-        other = bpf_map_lookup_elem(&connections, &back);
-        if (other)
-            limit_segments(skb, network, packet, &segment, shorter(this->way.mtu, other->way.mtu));
-    }
-    result = change(skb, network, packet, &this->way);
+    if (segment.flags & SYN)
+        limit_segments(skb, network, packet, &segment, longest);
+    result = change(skb, network, packet, &way);
     if (result != CHANGED)
         return drop(result);
-    result = pass(skb, &this->way);
-    if (step == STEP_FORWARD_LAST)
-        forget(packet, this, &back, segment.flags, now);
-    return result;
+    return pass(skb, &way);
 }

@@ -208,21 +208,19 @@ static __always_inline __u32 shorter(__u32 one, __u32 other)
 // time stamps (RFC 6191). It does if it comes from the same port of the same client (RFC 6528). So a client's port leads to
 // the same port again and again, and no other has that for a while.
 static __always_inline int know(const struct flow_key *key, const struct client *client, const struct target *target,
-                                __u32 index, const struct settings *wanted, const struct segment *segment)
+                                __u32 index, const struct settings *wanted, const struct segment *segment, __u64 now)
 {
     __u64 who = sum_of_address(key->family, key->source);
     struct memory *memory;
     struct scratch *scratch;
     struct connection *made;
     struct flow_key *back;
-    __u64 now = bpf_ktime_get_ns();
     __u64 first = wanted->ports[0], number = wanted->ports[1], more = wanted->ports[2];
     __u32 count = number + wanted->ports[3], chosen;
     long failure = -1;
-    __u32 zero = 0;
     int i;
 
-    scratch = bpf_map_lookup_elem(&scratches, &zero);
+    scratch = scratch_now();
     if (!count || !scratch)
         return WHY_NO_PORT;
     __builtin_memset(scratch, 0, sizeof(*scratch));
@@ -243,6 +241,7 @@ static __always_inline int know(const struct flow_key *key, const struct client 
     made->way.mtu = client->mtu;
     made->way.flags = client->is_local ? FLOW_TO_LOCAL : 0;
     made->way.counter = index;
+    made->longest = shorter(target->mtu, client->mtu);
     made->last = made->begun = now;
     UNROLLED
     for (i = 0; i < PORT_TRIES; i++) {
@@ -275,18 +274,14 @@ static __always_inline int know(const struct flow_key *key, const struct client 
         bpf_map_delete_elem(&connections, back);
         return WHY_FAULT;
     }
-    if (bpf_map_update_elem(&open, key, &zero, BPF_ANY)) {
-        bpf_map_delete_elem(&connections, key);
-        bpf_map_delete_elem(&connections, back);
-        return WHY_FAULT;
-    }
     return CHANGED;
 }
 
 #define NOT_OURS -2
 
-// Make a connection of a SYN that belongs to none. Return CHANGED, or NOT_OURS, or what stands in the way.
-static __always_inline int begin(const struct packet *packet, const struct segment *segment)
+// Make a connection of a SYN that belongs to none. Return CHANGED, and the client's direction is in the scratch then; or
+// NOT_OURS, or what stands in the way.
+static __always_inline int begin(const struct packet *packet, const struct segment *segment, __u64 now)
 {
     struct flow_key who = packet->key;
     struct settings *wanted;
@@ -300,7 +295,7 @@ static __always_inline int begin(const struct packet *packet, const struct segme
     wanted = settings_now();
     if (!client || !wanted || wanted->choosing == CHOOSE_NONE || client->epoch != wanted->epoch)
         return NOT_OURS;
-    if ((__s64)(bpf_ktime_get_ns() - client->until) > 0)
+    if ((__s64)(now - client->until) > 0)
         return WHY_CLIENT;
     if (packet->has_options || packet->is_fragment || packet->is_malformed)
         return WHY_MALFORMED;
@@ -318,7 +313,7 @@ static __always_inline int begin(const struct packet *packet, const struct segme
         return WHY_HOP_LIMIT;
     if ((__s64)(wanted->begun - wanted->over - wanted->ended) >= (__s64)wanted->most)
         return WHY_LIMIT;
-    result = know(&packet->key, client, target, *choice, wanted, segment);
+    result = know(&packet->key, client, target, *choice, wanted, segment, now);
     if (result == CHANGED)
         __sync_fetch_and_add(&wanted->begun, 1);
     return result;

@@ -14,7 +14,7 @@ struct connection {
     __u32 acknowledged; // what it has acknowledged last,
     __u32 allowed;      // and up to where the other may send: that, and its window.
     __u32 scale;        // Of its window (RFC 7323); NO_SCALE before that is known.
-    __u32 reason;       // How it has ended. Of the direction of the client.
+    __u32 longest;      // Packet that both ways take; 0 is any length.
     __u64 begun; // CLOCK_MONOTONIC in nanoseconds: of the first SYN; in the other direction, of its answer.
     __u64 last;
     __u64 bytes;
@@ -28,8 +28,7 @@ struct connection {
 #define STATE_SECOND 4   // as the second of two.
 #define STATE_RESENT 8   // The SYN was sent again.
 #define STATE_DOUBTFUL 16 // An RST has come to it that it may have ignored, and nothing from it since.
-#define STATE_OVER 32    // Counted as ended.
-#define STATE_ANSWERED 64 // The target's SYN has passed. Of its direction.
+#define STATE_ANSWERED 32 // The target's SYN has passed. Of its direction.
 
 // How a target is chosen.
 enum choosing {
@@ -104,17 +103,7 @@ struct {
     __type(key, struct flow_key);
     __type(value, struct connection);
     __uint(max_entries, 2); // User space decides, here and below.
-    __uint(map_flags, BPF_F_NO_PREALLOC);
 } connections SEC(".maps");
-
-// Connections that are not counted as ended, by the key of what their client sends.
-struct {
-    __uint(type, BPF_MAP_TYPE_HASH);
-    __type(key, struct flow_key);
-    __type(value, __u32);
-    __uint(max_entries, 1);
-    __uint(map_flags, BPF_F_NO_PREALLOC);
-} open SEC(".maps");
 
 // By client and listener, without the client's port.
 struct {
@@ -168,6 +157,8 @@ struct {
 struct scratch {
     struct connection made;
     struct flow_key back;
+    __u64 reason;
+    __u64 step;
 };
 
 struct {
@@ -176,6 +167,13 @@ struct {
     __type(value, struct scratch);
     __uint(max_entries, 1);
 } scratches SEC(".maps");
+
+static __always_inline struct scratch *scratch_now(void)
+{
+    __u32 index = 0;
+
+    return bpf_map_lookup_elem(&scratches, &index);
+}
 
 struct {
     __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -10,7 +10,6 @@ import random
 import signal
 import socket
 import threading
-from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Final
 
@@ -23,67 +22,33 @@ from tests.support import openssh, seccomp
 from tests.support.hosts import (
     CLIENT,
     LOCAL,
+    OTHER,
     PROXY,
     TARGET,
     Network,
+    by_kernel,
     capture,
+    connect,
     control,
+    exchange,
     status,
+    target_at,
     wait_for_lines,
+    warm_up,
 )
-from tests.support.kernel_path import programs_at
+from tests.support.kernel_path import attached_to, needs_links
 from tests.support.netns import Namespaces, inside
 from tests.support.peers import Program, run
-from tests.support.proxy import Proxy, Session
 from tests.support.seccomp import Rule
-from tests.support.targets import Handler, TcpTarget, answers, digests, echo, read_all, read_exactly, reset
+from tests.support.targets import TcpTarget, answers, digests, echo, read_all, read_exactly, reset
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.netns
 
-OTHER: Final = "10.3.0.1"
 SIZE: Final = 3_000_000
-KERNEL: Final = "kernel"
 HEAD: Final = 'listen_address_v4 = "0.0.0.0"\nlisten_ipv6 = true\n'
 """What :meth:`Network.proxy` adds to a configuration, for those of a reload."""
 BPF_LINK_CREATE: Final = 28
-
-
-@contextlib.contextmanager
-def target_at(network: Network, host: str, handler: Handler, port: int = 0) -> Iterator[TcpTarget]:
-    """A server at a host's address, run by this process."""
-    with network.at("proxy" if host in LOCAL.values() else "other" if host == OTHER else "target"):
-        made = TcpTarget(handler, host, port)
-    with made:
-        yield made
-
-
-def connect(
-    network: Network, proxy: Proxy, host: str = PROXY[4], *, at: str = "client", port: int = 0
-) -> socket.socket:
-    """A connection from a host to the proxy; from this port, where one is given."""
-    with network.at(at):
-        return socket.create_connection((host, proxy.port), PATIENCE, ("", port) if port else None)
-
-
-def exchange(
-    network: Network, proxy: Proxy, data: bytes = b"hello", host: str = PROXY[4], *, at: str = "client"
-) -> bytes:
-    """Send all, say that this is all, and return what comes until the end."""
-    with connect(network, proxy, host, at=at) as client:
-        client.sendall(data)
-        client.shutdown(socket.SHUT_WR)
-        return read_all(client)
-
-
-def warm_up(network: Network, proxy: Proxy, host: str = PROXY[4], *, at: str = "client") -> None:
-    """One connection in user space: the client is known then, and its target has answered."""
-    exchange(network, proxy, host=host, at=at)
-
-
-def by_kernel(proxy: Proxy, count: int = 1, **wanted: str) -> list[Session]:
-    """The lines of so many connections that went by the kernel."""
-    return proxy.wait_for_sessions(count, worker=KERNEL, **wanted)
 
 
 class Handed:
@@ -112,7 +77,7 @@ def test_a_connection_goes_by_the_kernel_and_is_counted_like_any_other(
         target_at(network, place[family], digests("one")) as target,
         network.proxy(f'kernel_path = "on"\ntcp_target = ["{target.text}"]') as proxy,
     ):
-        assert "TCP: 65536 connections at most" in proxy.wait_for("kernel path: in use")
+        assert "TCP: 1024 connections at most" in proxy.wait_for("kernel path: in use")
         warm_up(network, proxy, PROXY[family])
         for _ in range(5):
             assert exchange(network, proxy, data, PROXY[family]) == expected
@@ -382,7 +347,7 @@ def test_connections_outlive_a_reload_a_worker_and_the_kernel_path_being_turned_
         by_kernel(proxy, 1, bytes_in="9")
         eventually(lambda: network.metric(proxy, "sessions") == 0, "nothing is left open in the books")
         with network.at("proxy"):
-            eventually(lambda: len(programs_at(1)) == 1, "the program of before is gone")
+            eventually(lambda: len(attached_to(1)) == 1, "the program of before is gone")
 
 
 def test_connections_outlive_an_upgrade(network: Network) -> None:
@@ -457,8 +422,8 @@ def test_nothing_is_lost_while_everything_changes(network: Network) -> None:
             proxy.wait_for("slots have moved")
             proxy.signal(signal.SIGUSR2)
             proxy.wait_for("upgraded to version")
-            proxy.reload(f'{config}tcp_target = ["{target.text}"]\nkernel_path = "off"', 4)
-            proxy.reload(f'{config}tcp_target = ["{target.text}"]', 5)
+            proxy.reload(f'{config}tcp_target = ["{target.text}"]\nkernel_path = "off"', 5)
+            proxy.reload(f'{config}tcp_target = ["{target.text}"]', 6)
             so_far = next(exchanges)
             eventually(lambda: next(exchanges) > so_far + 100, "it goes on")
         finally:
@@ -729,7 +694,7 @@ def test_ipsec_policies_keep_connections_in_user_space(network: Network) -> None
         for _ in range(3):
             assert exchange(network, proxy) == b"hello"
         network.run("proxy", "ip", "xfrm", "policy", "flush")
-        eventually(lambda: "65536 connections at most" in status(network), "it is noticed")
+        eventually(lambda: "1024 connections at most" in status(network), "it is noticed")
         warm_up(network, proxy)
         assert exchange(network, proxy) == b"hello"
         by_kernel(proxy)
@@ -804,6 +769,7 @@ def test_signals_do_not_keep_it_from_being_loaded(network: Network) -> None:
 
 
 def test_nothing_stays_in_the_kernel_when_all_are_killed(network: Network) -> None:
+    needs_links()
     with target_at(network, TARGET[4], echo) as target:
         with network.proxy(f'tcp_target = ["{target.text}"]') as proxy:
             proxy.expect_trouble("the supervisor is gone")
@@ -813,4 +779,4 @@ def test_nothing_stays_in_the_kernel_when_all_are_killed(network: Network) -> No
             proxy.wait_end()
         with network.at("proxy"), contextlib.closing(Netlink()) as netlink:
             numbers = [link.number for link in netlink.links()]
-            eventually(lambda: [programs_at(number) for number in numbers] == [[], [], []], "all is as before")
+            eventually(lambda: [attached_to(number) for number in numbers] == [[], [], []], "all is as before")

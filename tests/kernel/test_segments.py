@@ -227,11 +227,12 @@ def test_a_connection_from_its_first_packet_to_its_last(bench: Bench, family: in
     made.target_says(sequence=5010, acknowledged=1013, payload=b"more")
     assert bench.ends() == []
     made.target_says(flags=FIN | ACK, sequence=5014, acknowledged=1013)
+    assert made.is_known()
+    assert bench.connections.live == 1, "the last word is missing"
+    made.client_says(sequence=1013, acknowledged=5015)
     (end,) = bench.ends()
     assert (end.client, end.reason, end.bytes_in, end.bytes_out) == (CLIENT[family], Reason.CLIENT_EOF, 11, 13)
     assert end.begun <= end.connected <= end.ended <= time.monotonic_ns()
-    assert made.is_known()
-    made.client_says(sequence=1013, acknowledged=5015)
     assert not made.is_known()
     assert bench.connections.live == 0
     counted = bench.counted()
