@@ -7,7 +7,7 @@ RUN := $(VENV)/bin
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo check quick test soak lint format wheel compiled programs bench clean
+.PHONY: help demo check quick test soak machine lint format wheel compiled programs bench clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z]*\):.*##/\1/p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "  make %-10s%s\n", name, $$0 }'
@@ -16,7 +16,7 @@ demo: $(VENV)/.installed-demo  ## set up what the proxy needs and run it, in the
 	$(RUN)/rpxy-l4 demo
 
 # The tests come last, so that their summary is the last line of the whole run.
-check: programs lint wheel compiled test  ## set up everything, then format, lint, types, the wheel, and all tests
+check: programs lint wheel compiled machine test  ## set up everything, then format, lint, types, the wheel, and all tests
 
 quick: $(VENV)/.installed-dev  ## the fast tests only: under a minute
 	$(RUN)/pytest -m "not slow and not e2e"
@@ -26,6 +26,10 @@ test: $(VENV)/.installed-dev programs  ## all tests
 
 soak: $(VENV)/.installed-dev programs  ## random faults under real traffic for three minutes
 	RPXY_L4_SOAK_SECONDS=180 $(RUN)/pytest tests/chaos/test_soak.py
+
+machine: $(VENV)/.installed-dev programs  ## the kernel path in a virtual machine with Debian's own kernel
+	scripts/make-machine
+	RPXY_L4_MACHINES=debian $(RUN)/pytest tests/machine
 
 lint: $(VENV)/.installed-dev  ## format, lint and types, changing nothing
 	$(RUN)/ruff format --check

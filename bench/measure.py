@@ -169,6 +169,7 @@ def run(workload: Workload, competitors: Field, settings: Settings, say: Callabl
             if workload.is_memory:
                 runner.memory()
             else:
+                runner.warm_up(workload.load)
                 runner.repeat(workload.load, rate=0.0)
         rate = half_rate(workload, entries) if workload.latency and not workload.is_memory else None
         if rate is not None:
@@ -209,6 +210,14 @@ class _Runner:
                         f" {sample.throughput:12.1f} {self.workload.unit}/s{busy} p99 {sample.p99:.0f} us"
                         + (f" lost {sample.lost}" if sample.lost else "")
                     )
+
+    def warm_up(self, what: Load) -> None:
+        """Have each see the client and the target once: the kernel path takes connections of clients that it knows."""
+        one = replace(what, sessions=1, window=1)
+        for name, proxy, entry in self._healthy():
+            if proxy is not None:
+                with self._watched(name, entry), load.held(one, proxy.port, self.settings.load_core):
+                    _wait_until_calm(proxy.pids())  # from its start, too
 
     def memory(self) -> None:
         """Measure what idle sessions take: once, for what is freed is not given back, and would be used again."""

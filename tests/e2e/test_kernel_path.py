@@ -19,29 +19,20 @@ from rpxy_l4.kernel.netlink import Netlink
 from tests.support import seccomp
 from tests.support.hosts import LOCAL, PROXY, TARGET, Network, capture, control, interfaces, status, wait_for_lines
 from tests.support.http3 import Http3Target, http3_get
-from tests.support.kernel_path import programs_at
+from tests.support.kernel_path import attached_to, needs_links, way
 from tests.support.netns import Namespaces, inside
 from tests.support.peers import Program, run
 from tests.support.ports import free_port
 from tests.support.proxy import Proxy
 from tests.support.seccomp import Rule, deny
 from tests.support.tls_files import TlsFiles
-from tests.support.udp_echo import UdpEcho, ask
+from tests.support.udp_echo import ENOUGH, UdpEcho, ask, enter
 from tests.support.waiting import PATIENCE, eventually
 from tests.support.wireguard import tunnel
 
 pytestmark = pytest.mark.netns
 
-ENOUGH: Final = 12
-"""Exchanges of a flow by which it is in the kernel."""
 BPF_LINK_CREATE: Final = 28
-
-
-def enter(client: socket.socket) -> int:
-    """Exchange so much that the flow is in the kernel; the port that the target saw, which was the same throughout."""
-    ports = {ask(client, b"%d" % number) for number in range(ENOUGH)}
-    assert len(ports) == 1
-    return ports.pop()
 
 
 @pytest.mark.parametrize("place", [LOCAL, TARGET], ids=["local", "remote"])
@@ -54,7 +45,7 @@ def test_a_flow_goes_on_in_the_kernel_and_is_counted_like_any_other(
         network.proxy(f'kernel_path = "on"\nudp_target = ["{target.text}"]') as proxy,
         network.client(proxy, family) as client,
     ):
-        assert "kernel path: in use: tcx on cable0b, cable1a, lo" in proxy.wait_for("kernel path")
+        assert f"kernel path: in use: {way()} on cable0b, cable1a, lo" in proxy.wait_for("kernel path")
         port = enter(client)
         for number in range(100):
             assert ask(client, b"x" * number) == port
@@ -269,7 +260,7 @@ def test_a_reload_takes_flows_out_and_puts_them_in_again(network: Network) -> No
         proxy.reload(f'{head}kernel_path = "off"\nudp_target = ["{target.text}"]', 2)
         proxy.wait_for("kernel path: not used: the configuration has no use for it")
         with network.at("proxy"):
-            assert programs_at(1) == []
+            assert attached_to(1) == []
         before = eventually(lambda: network.in_kernel(proxy), "what there was is counted")
         assert enter(client) == port
         eventually(lambda: network.metric(proxy, "worker_kernel_flows") == 0, "none is in there")
@@ -408,8 +399,13 @@ def test_on_insists(network: Network) -> None:
 
 
 def test_two_capabilities_are_enough(network: Network) -> None:
-    """And one more, to come to the files of this test."""
-    launcher = ("setpriv", "--inh-caps=-all", "--bounding-set=-all,+bpf,+net_admin,+dac_override")
+    """And one more, to come to the files of this test; on old kernels, the limit of locked memory."""
+    launcher = (
+        *("sh", "-c", 'ulimit -l unlimited 2>/dev/null; exec "$@"', "sh"),
+        "setpriv",
+        "--inh-caps=-all",
+        "--bounding-set=-all,+bpf,+net_admin,+dac_override",
+    )
     with (
         network.echo(TARGET[4]) as target,
         network.proxy(f'kernel_path = "on"\nudp_target = ["{target.text}"]', launcher=launcher) as proxy,
@@ -506,12 +502,13 @@ def test_nothing_stays_in_the_kernel(network: Network) -> None:
         with network.proxy(f'udp_target = ["{target.text}"]') as proxy, network.client(proxy) as client:
             enter(client)
             with network.at("proxy"):
-                assert [len(programs_at(number)) for number in interfaces()] == [1, 1, 1]
+                assert [len(attached_to(number)) for number in interfaces()] == [1, 1, 1]
         with network.at("proxy"):
-            assert [programs_at(number) for number in interfaces()] == [[], [], []]
+            assert [attached_to(number) for number in interfaces()] == [[], [], []]
 
 
 def test_nothing_stays_in_the_kernel_when_all_are_killed(network: Network) -> None:
+    needs_links()
     with network.echo(TARGET[4]) as target:
         with network.proxy(f'udp_target = ["{target.text}"]') as proxy, network.client(proxy) as client:
             proxy.expect_trouble("the supervisor is gone")
@@ -519,4 +516,4 @@ def test_nothing_stays_in_the_kernel_when_all_are_killed(network: Network) -> No
             run("kill", "-9", *map(str, (proxy.pid, *proxy.worker_pids().values())))
             proxy.wait_end()
         with network.at("proxy"):
-            eventually(lambda: [programs_at(number) for number in interfaces()] == [[], [], []], "all is as before")
+            eventually(lambda: [attached_to(number) for number in interfaces()] == [[], [], []], "all is as before")

@@ -155,10 +155,10 @@ def test_a_datagram_without_checksum_stays_without(bench: Bench) -> None:
 
 def test_a_checksum_that_becomes_zero_is_written_as_its_other_zero(bench: Bench) -> None:
     """RFC 768: 0 means that there is none."""
-    for number in range(1 << 16):
-        after = replace(V4[1], payload=struct.pack("!H", number))
-        if after.packet()[40:42] == b"\xff\xff":
-            break
+    after = replace(V4[1], payload=bytes(2))
+    # What is missing to a sum of only ones.
+    after = replace(after, payload=after.packet()[40:42])
+    assert after.packet()[40:42] == b"\xff\xff"
     before = replace(V4[0], payload=after.payload)
 
     assert bench.give(before.packet()) == (REDIRECTED, replace(after, hop_limit=63).packet())

@@ -11,7 +11,7 @@ import pytest
 from rpxy_l4.kernel import bpf
 from rpxy_l4.kernel.netlink import Netlink
 from rpxy_l4.kernel.path import KernelPath, remove_stale_filters
-from tests.support.kernel_path import needs_kernel_path, programs_at
+from tests.support.kernel_path import attached_to, needs_kernel_path, way
 from tests.support.netns import Namespaces
 from tests.support.peers import run
 
@@ -21,10 +21,8 @@ pytestmark = [pytest.mark.netns, pytest.mark.slow]
 def attached() -> dict[int, list[object]]:
     """What is attached to each interface: ids of programs that are linked, names of filters."""
     with closing(Netlink()) as netlink:
-        return {
-            link.number: [*programs_at(link.number), *(found.name for found in netlink.filters(link.number))]
-            for link in netlink.links()
-        }
+        numbers = [link.number for link in netlink.links()]
+    return {number: attached_to(number) for number in numbers}
 
 
 def old_way(path: KernelPath) -> KernelPath:
@@ -44,7 +42,7 @@ def test_it_is_attached_to_every_interface_and_to_those_that_come_later(here: Na
     with closing(old_way(path) if is_old else path):
         path.attach()
         assert path.interfaces == ["cable0a", "lo"]
-        assert path.mode == ("clsact" if is_old else "tcx")
+        assert path.mode == ("clsact" if is_old else way())
         assert [len(found) for found in attached().values()] == [1, 1]
 
         here.join("here", "10.2.0.1/24", "there", "10.2.0.2/24")

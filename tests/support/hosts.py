@@ -12,14 +12,17 @@ from typing import Any, Final
 from rpxy_l4.kernel.netlink import Netlink
 from tests.support.netns import Namespaces, inside
 from tests.support.peers import Program, run
-from tests.support.proxy import Proxy, run_cli
+from tests.support.proxy import Proxy, Session, run_cli
+from tests.support.targets import Handler, TcpTarget, read_all
 from tests.support.udp_echo import UdpEcho
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 CLIENT: Final = {4: "10.1.0.1", 6: "2001:db8:1::1"}
 PROXY: Final = {4: "10.1.0.2", 6: "2001:db8:1::2"}
 TARGET: Final = {4: "10.2.0.1", 6: "2001:db8:2::1"}
 LOCAL: Final = {4: "127.0.0.1", 6: "::1"}
+OTHER: Final = "10.3.0.1"
+"""The first of the targets that are one more."""
 
 
 class Network:
@@ -120,3 +123,40 @@ def status(network: Network) -> str:
 def interfaces() -> list[int]:
     with contextlib.closing(Netlink()) as netlink:
         return [link.number for link in netlink.links()]
+
+
+@contextlib.contextmanager
+def target_at(network: Network, host: str, handler: Handler, port: int = 0) -> Iterator[TcpTarget]:
+    """A server at a host's address, run by this process."""
+    with network.at("proxy" if host in LOCAL.values() else "other" if host == OTHER else "target"):
+        made = TcpTarget(handler, host, port)
+    with made:
+        yield made
+
+
+def connect(
+    network: Network, proxy: Proxy, host: str = PROXY[4], *, at: str = "client", port: int = 0
+) -> socket.socket:
+    """A connection from a host to the proxy; from this port, where one is given."""
+    with network.at(at):
+        return socket.create_connection((host, proxy.port), PATIENCE, ("", port) if port else None)
+
+
+def exchange(
+    network: Network, proxy: Proxy, data: bytes = b"hello", host: str = PROXY[4], *, at: str = "client"
+) -> bytes:
+    """Send all, say that this is all, and return what comes until the end."""
+    with connect(network, proxy, host, at=at) as client:
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+        return read_all(client)
+
+
+def warm_up(network: Network, proxy: Proxy, host: str = PROXY[4], *, at: str = "client") -> None:
+    """One connection in user space: the client is known then, and its target has answered."""
+    exchange(network, proxy, host=host, at=at)
+
+
+def by_kernel(proxy: Proxy, count: int = 1, **wanted: str) -> list[Session]:
+    """The lines of so many connections that went by the kernel."""
+    return proxy.wait_for_sessions(count, worker="kernel", **wanted)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import struct
 from typing import Final
 
 import pytest
 
+from rpxy_l4.kernel.netlink import Netlink
 from rpxy_l4.kernel.path import why_not
 from rpxy_l4.net.libc import bpf
 
@@ -22,8 +24,29 @@ _TCX_INGRESS: Final = 46
 _MOST: Final = 64
 
 
-def programs_at(interface: int) -> list[int]:
-    """The ids of the programs that are linked to the ingress of an interface, in their order."""
+def way() -> str:
+    """How programs are attached here: links are of Linux 6.6."""
+    try:
+        _linked_to(1)
+    except OSError:
+        return "clsact"
+    return "tcx"
+
+
+def needs_links() -> None:
+    """Skip the test where programs stay attached when those are killed who attached them."""
+    if way() != "tcx":
+        pytest.skip("this kernel has no links: the next start removes what is left")
+
+
+def attached_to(interface: int) -> list[object]:
+    """What is attached to the ingress of an interface: ids of programs that are linked, and names of filters."""
+    with contextlib.closing(Netlink()) as netlink:
+        filters = [found.name for found in netlink.filters(interface)]
+    return [*(_linked_to(interface) if way() == "tcx" else ()), *filters]
+
+
+def _linked_to(interface: int) -> list[int]:
     ids = (ctypes.c_uint32 * _MOST)()
     attributes = ctypes.create_string_buffer(
         _QUERY.pack(interface, _TCX_INGRESS, 0, 0, ctypes.addressof(ids), _MOST, 0, 0, 0)

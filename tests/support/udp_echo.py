@@ -7,10 +7,13 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Self
+from typing import Final, Self
 
 from tests.support.proxy import Proxy
 from tests.support.waiting import PATIENCE
+
+ENOUGH: Final = 12
+"""Exchanges of a flow by which it is in the kernel path."""
 
 
 class UdpEcho:
@@ -57,3 +60,10 @@ def ask(client: socket.socket, text: bytes) -> int:
     port, _, rest = client.recv(65536).partition(b" ")
     assert rest == text
     return int(port)
+
+
+def enter(client: socket.socket) -> int:
+    """Exchange so much that the flow is in the kernel path; the port that the target saw, the same throughout."""
+    ports = {ask(client, b"%d" % number) for number in range(ENOUGH)}
+    assert len(ports) == 1
+    return ports.pop()
