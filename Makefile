@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
+# Tests wait more than they work.
+SIDE_BY_SIDE := --numprocesses 3 --dist worksteal
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
@@ -19,10 +21,11 @@ demo: $(VENV)/.installed-demo  ## set up what the proxy needs and run it, in the
 check: programs lint wheel compiled machine test  ## set up everything, then format, lint, types, the wheel, and all tests
 
 quick: $(VENV)/.installed-dev  ## the fast tests only: under a minute
-	$(RUN)/pytest -m "not slow and not e2e"
+	$(RUN)/pytest $(SIDE_BY_SIDE) -m "not slow and not e2e and not alone"
 
 test: $(VENV)/.installed-dev programs  ## all tests
-	$(RUN)/pytest
+	$(RUN)/pytest -m alone
+	$(RUN)/pytest $(SIDE_BY_SIDE) -m "not alone"
 
 soak: $(VENV)/.installed-dev programs  ## random faults under real traffic for three minutes
 	RPXY_L4_SOAK_SECONDS=180 $(RUN)/pytest tests/chaos/test_soak.py

@@ -225,7 +225,7 @@ def test_anything_may_continue_a_flow_that_was_not_recognised() -> None:
         assert may_continue(None, datagram)
 
 
-@pytest.mark.parametrize("protocol", BOTH)
+@pytest.mark.parametrize("protocol", sorted(BOTH))
 def test_no_dns_query_continues_a_session_of_a_protocol(protocol: Protocol) -> None:
     assert [query for query in queries() if may_continue(protocol, query)] == []
 

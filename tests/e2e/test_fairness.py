@@ -56,6 +56,7 @@ def timed(act: Callable[[], None]) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_small_exchanges_are_answered_in_time_beside_bulk_that_moves_on(start_proxy: StartProxy) -> None:
     iperf_port = free_port()
     with (

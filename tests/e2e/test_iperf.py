@@ -41,6 +41,7 @@ def test_tcp(start_proxy: StartProxy, iperf_port: int, options: tuple[str, ...])
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("options", [(), ("--reverse",)])
 def test_udp(start_proxy: StartProxy, iperf_port: int, options: tuple[str, ...]) -> None:
     target = f'["127.0.0.1:{iperf_port}"]'

@@ -123,6 +123,7 @@ def test_a_datagram_that_is_too_long_for_the_way_goes_by_the_sockets(network: Ne
         assert "fragment" in status(network), "of 5000 bytes, or of the answers"
 
 
+@pytest.mark.alone
 def test_a_router_that_wants_shorter_packets_is_heeded(network: Network) -> None:
     """The path to the target is narrower than each of its ends: the router in between says so (ICMP)."""
     with Namespaces("far") as more:
@@ -439,6 +440,7 @@ def test_an_http3_download_is_exact_while_packets_are_lost(
     assert "packets 0 bytes 0" not in network.run("client", "nft", "list", "ruleset")
 
 
+@pytest.mark.alone
 def test_iperf3_sends_bursts_through_the_kernel(network: Network) -> None:
     with Program("iperf3", "--server", "--bind", TARGET[4], tcp=5201, netns=network.nets["target"]):
         target = f"{TARGET[4]}:5201"

@@ -11,7 +11,8 @@ from typing import Final
 _FIRST: Final = 20_000
 _LAST: Final = 32_000
 
-_next = itertools.count(os.getpid() * 97)
+# Processes that run tests side by side begin far from each other.
+_next = itertools.count(os.getpid() * 97 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) * 3000)
 
 
 def free_port() -> int:
