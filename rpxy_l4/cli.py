@@ -146,7 +146,7 @@ def _parse(given: Sequence[str]) -> argparse.Namespace:
         "--version",
         action="count",
         default=0,
-        help="print the version; -VV what it runs on, too; with -c, what of it",
+        help="print the version; -VV what it runs on, too; with -c, what of FILE it can do",
     )
     add("--check-upgrade", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(given)
@@ -273,6 +273,7 @@ def _print_version(*, verbose: bool, config: Path | None) -> None:
     from rpxy_l4.kernel.path import why_not
     from rpxy_l4.net.kernel import features
 
+    snapshot = None if config is None else _load(config)
     print(f"rpxy-l4 {VERSION}")
     if not verbose:
         return
@@ -282,8 +283,7 @@ def _print_version(*, verbose: bool, config: Path | None) -> None:
     rows += [("kernel", f"{platform.system()} {platform.release()}"), *features()]
     reason = why_not()
     rows.append(("kernel path", _yes_unless(reason)))
-    if reason is None and config is not None:
-        snapshot = _load(config)
+    if reason is None and snapshot is not None:
         rows.append(("- UDP flows", _yes_unless(snapshot.why_udp_stays)))
         rows.append(("- TCP", _yes_unless(snapshot.why_tcp_stays)))
     for name, value in rows:

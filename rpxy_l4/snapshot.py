@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
+from typing import Final
 
 from rpxy_l4.verdict import Protocol, Transport
 
@@ -50,6 +51,10 @@ class OnSupervisorLoss(enum.StrEnum):
     """They accept nothing new, finish their TCP sessions and end."""
     SERVE = "serve"
     """They go on as before, until they are told to end by TERM."""
+
+
+NEAR_LIMIT: Final = 64
+"""So near to ``tcp_max_connections`` at least, user space decides about each connection."""
 
 
 class KernelPath(enum.StrEnum):
@@ -205,6 +210,8 @@ class Snapshot:
             return "it is turned off"
         if self.recv_proxy_protocol or self.tcp.default.proxy_version is not None:
             return "PROXY headers are read or written"
+        if self.tcp.max_sessions <= NEAR_LIMIT:
+            return f"tcp_max_connections is not above {NEAR_LIMIT}"
         if self.tcp.max_new_per_second:
             return "tcp_max_new_per_second is kept"
         targets = self.tcp.default.targets

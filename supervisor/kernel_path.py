@@ -19,8 +19,8 @@ from rpxy_l4.kernel.netlink import Filter, Policies
 from rpxy_l4.kernel.path import KernelPath, KernelPathError, Remains, remove_stale_filters
 from rpxy_l4.kernel.routes import Routes
 from rpxy_l4.metrics.layout import Cell
+from rpxy_l4.snapshot import NEAR_LIMIT, LoadBalance, OnRouteRemoved, Route, Snapshot, Target
 from rpxy_l4.snapshot import KernelPath as Wish
-from rpxy_l4.snapshot import LoadBalance, OnRouteRemoved, Route, Snapshot, Target
 from rpxy_l4.supervisor.children import Child
 from rpxy_l4.supervisor.kernel_sessions import KernelSessions
 from rpxy_l4.supervisor.signals import SIGNALS
@@ -43,7 +43,6 @@ _SOON: Final = 0.1
 _ROUTES_DELAY: Final = 0.1
 """After news of routes: more follow."""
 _LINES_AT_A_TIME: Final = 3000
-_NEAR: Final = 64
 _PORTS_SECONDS: Final = 10.0
 """How often ports of connections of before are said to be in use: what remembers it has room for the newest only."""
 _LOOK_AT: Final = 4096
@@ -113,7 +112,7 @@ class KernelPathKeeper:
             return f"not used: {self._why_not}"
         where = f"in use: {self._path.mode} on {', '.join(self._path.interfaces)}"
         if self._path.connections and self._why_tcp_stays is None and self._snapshot is not None:
-            tcp = f"{_room_for_connections(self._snapshot)} connections at most"
+            tcp = f"{min(self._path.connections, _most_connections(self._snapshot))} connections at most"
         else:
             tcp = f"no connections, as {self._why_tcp_stays or 'there was no memory for them'}"
         return f"{where}; UDP: {self._path.capacity} flows at most; TCP: {tcp}"
@@ -148,7 +147,7 @@ class KernelPathKeeper:
         if self._path is not None and self._path.connections >= room:
             return
         try:
-            path = self._load(snapshot, max(room, _LEAST_CONNECTIONS) if room else 0)
+            path = self._load(snapshot, room)
             try:
                 connections = Connections(path.maps) if room else None
             except OSError as error:
@@ -159,6 +158,8 @@ class KernelPathKeeper:
                 self._why_not = str(error)
             if snapshot.kernel_path is Wish.ON:
                 raise
+            if self._path is not None:
+                _LOG.warning("kernel path: stays as it is: %s", error)
             return
         self._let_go()
         self._path = path
@@ -371,9 +372,7 @@ class KernelPathKeeper:
             return
         elsewhere = sum(row[Cell.TCP_OPENED] - row[Cell.TCP_CLOSED] for row in self._workers)
         elsewhere += sum(old.connections.live for old in self._old)
-        # Near the limit, user space decides, which knows the number exactly.
-        most = self._snapshot.tcp.max_sessions
-        connections.allow(min(_MOST_CONNECTIONS, most - elsewhere - max(most >> 3, _NEAR)))
+        connections.allow(min(connections.room, _most_connections(self._snapshot) - elsewhere))
 
     def _look_for_policies(self) -> None:
         try:
@@ -471,10 +470,22 @@ class KernelPathKeeper:
 
 
 def _room_for_connections(snapshot: Snapshot) -> int:
-    """Return how many TCP connections a kernel path is to have room for; 0 where none go by it."""
+    """Return how many TCP connections a kernel path is to have room for; 0 where none go by it.
+
+    A power of two, so that not each raise of the limit loads another one.
+    """
     if snapshot.tcp is None or snapshot.why_tcp_stays is not None:
         return 0
-    return min(snapshot.tcp.max_sessions, _MOST_CONNECTIONS)
+    wanted = max(_LEAST_CONNECTIONS, min(snapshot.tcp.max_sessions, _MOST_CONNECTIONS))
+    return int(1 << (wanted - 1).bit_length())
+
+
+def _most_connections(snapshot: Snapshot) -> int:
+    """Return how many may be in the kernel: near the limit, user space decides, which knows the number exactly."""
+    if snapshot.tcp is None:
+        return 0
+    most = snapshot.tcp.max_sessions
+    return most - max(most >> 3, NEAR_LIMIT)
 
 
 def _series(snapshot: Snapshot) -> frozenset[int]:

@@ -51,7 +51,7 @@ def test_the_names_of_all_routes_and_defaults_are_to_be_resolved() -> None:
         routes=(_route("a", Protocol.SSH, _LITERAL, _NAMED),),
         default=_route("default", None, _OTHER),
         series=0,
-        max_sessions=1,
+        max_sessions=1000,
     )
     snapshot = Snapshot(generation=1, sha256="", listener=":1", binds=(), tcp=side, udp=None)
 
@@ -59,7 +59,7 @@ def test_the_names_of_all_routes_and_defaults_are_to_be_resolved() -> None:
 
 
 _DEFAULT = replace(_route("default", None, _LITERAL), kernel_path=KernelPath.AUTO)
-_SIDE = Side(transport=Transport.TCP, routes=(), default=_DEFAULT, series=0, max_sessions=1)
+_SIDE = Side(transport=Transport.TCP, routes=(), default=_DEFAULT, series=0, max_sessions=1000)
 _WHOLE = Snapshot(generation=1, sha256="", listener=":1", binds=(), tcp=_SIDE, udp=None)
 _V6 = Target("[::1]:1", "::1", 1, is_name=False)
 
@@ -82,6 +82,7 @@ def test_tcp_with_nothing_to_detect_may_go_by_the_kernel() -> None:
             "PROXY headers",
         ),
         (replace(_WHOLE, tcp=replace(_SIDE, max_new_per_second=1)), "tcp_max_new_per_second"),
+        (replace(_WHOLE, tcp=replace(_SIDE, max_sessions=64)), "tcp_max_connections"),
         (replace(_WHOLE, tcp=replace(_SIDE, default=replace(_DEFAULT, targets=(_NAMED,)))), "by name"),
         (
             replace(

@@ -105,6 +105,8 @@ class Connections:
         self._told = _mapped(maps["told"], TARGETS * 8 * TOTAL_WORDS).cast("Q")
         self._connections = Map(maps["connections"], MAPS["connections"])
         self._ends = _Ends(maps["ends"])
+        self.room = bpf.entries_of(maps["connections"]) // 2
+        """How many there can be."""
         self._slots: dict[tuple[int, bytes, int], int] = {}
         """By series and address: the number of a target in the maps. It is never another's."""
         self._remotes: dict[int, Remote] = {}
@@ -255,41 +257,48 @@ class Connections:
             yield self._look_at(key, value, time.monotonic_ns())
 
     def _look_at(self, key: bytes, value: bytes, now: int) -> Lost | None:
-        this = progress_of(value)
-        if now - this.last < UNANSWERED_SECONDS * _NANOSECONDS:
+        if now - progress_of(value).last < UNANSWERED_SECONDS * _NANOSECONDS:
             return None
-        back = other_key(key, value)
+        newest = self._newest(key, value)
+        if newest is None:
+            return None
+        this, back = progress_of(newest), other_key(key, newest)
         other_value = self._connections.find(back)
-        if other_value is None:
-            # Half of what two processors were about at once.
-            if now - this.last < CLOSING_SECONDS * _NANOSECONDS:
-                return None
-            if not is_from_client(value):
+        if not is_from_client(newest):
+            # Alone, it is what somebody left who was interrupted when he took a connection out.
+            if other_value is None and now - this.last >= CLOSING_SECONDS * _NANOSECONDS:
                 self._connections.remove(key)
-                return None
-            return self._take_out(key, value, back, _NOTHING, Reason.IDLE)
-        if not is_from_client(value):
             return None
-        other = progress_of(other_value)
+        other = _NOTHING if other_value is None else progress_of(other_value)
         patience, reason = _patience(this, other)
         if now - max(this.last, other.last) < patience * _NANOSECONDS:
             return None
-        return self._take_out(key, value, back, other, reason)
+        return self._take_out(key, newest, back, reason)
 
     def end_all(self, series: frozenset[int] | None, reason: Reason) -> Iterator[Lost]:
         """Take out all with targets of these series, None: of any; yield them."""
         for key, value in [*self._connections.items()]:
             if is_from_client(value) and (series is None or self._series(target_of(value)) in series):
+                newest = self._newest(key, value)
+                if newest is None:
+                    continue
                 back = other_key(key, value)
-                other_value = self._connections.find(back)
-                other = _NOTHING if other_value is None else progress_of(other_value)
-                found = self._take_out(key, value, back, other, reason)
+                found = self._take_out(key, newest, back, reason)
                 if found is not None:
                     yield found
 
-    def _take_out(self, key: bytes, value: bytes, back: bytes, other: Progress, reason: Reason) -> Lost | None:
+    def _newest(self, key: bytes, value: bytes) -> bytes | None:
+        """Return what has become of an entry since it was read; None when it is gone, or another connection's."""
+        newest = self._connections.find(key)
+        if newest is None or progress_of(newest).begun != progress_of(value).begun:
+            return None
+        return newest
+
+    def _take_out(self, key: bytes, value: bytes, back: bytes, reason: Reason) -> Lost | None:
         if not self._connections.remove(key):
             return None  # the program has counted it
+        other_value = self._connections.find(back)
+        other = _NOTHING if other_value is None else progress_of(other_value)
         self._connections.remove(back)
         this, number = progress_of(value), target_of(value)
         self._settings[Setting.ENDED] += 1

@@ -91,6 +91,7 @@ static __always_inline int read_icmp(struct __sk_buff *skb, const struct packet 
     struct flow_key answers = {.family = 4};
     __u32 inner = packet->transport + sizeof(error.icmp);
     struct connection *connection;
+    struct flow way;
 
     if (bpf_skb_load_bytes(skb, packet->transport, &error, sizeof(error)))
         return LEAVE;
@@ -110,7 +111,8 @@ static __always_inline int read_icmp(struct __sk_buff *skb, const struct packet 
     connection = bpf_map_lookup_elem(&connections, &answers);
     if (!connection)
         return LEAVE;
-    return pass_error(skb, packet->network, &answers, &connection->way, inner, inner + sizeof(error.ip),
+    way = connection->way; // Its place may be another connection's in a moment.
+    return pass_error(skb, packet->network, &answers, &way, inner, inner + sizeof(error.ip),
                       packet->transport + offsetof(struct icmp_too_big, checksum));
 }
 
@@ -125,6 +127,7 @@ static __always_inline int read_icmpv6(struct __sk_buff *skb, const struct packe
     struct flow_key answers = {.family = 6};
     __u32 inner = packet->transport + sizeof(error.icmp);
     struct connection *connection;
+    struct flow way;
 
     if (bpf_skb_load_bytes(skb, packet->transport, &error, sizeof(error)))
         return LEAVE;
@@ -142,6 +145,7 @@ static __always_inline int read_icmpv6(struct __sk_buff *skb, const struct packe
     connection = bpf_map_lookup_elem(&connections, &answers);
     if (!connection)
         return LEAVE;
-    return pass_error(skb, packet->network, &answers, &connection->way, inner, inner + sizeof(error.ip),
+    way = connection->way; // Its place may be another connection's in a moment.
+    return pass_error(skb, packet->network, &answers, &way, inner, inner + sizeof(error.ip),
                       packet->transport + offsetof(struct icmpv6_too_big, checksum));
 }

@@ -129,6 +129,8 @@ _TARGETS_WAY: Final = struct.Struct("=III")
 _TARGETS_PROOF: Final = struct.Struct("=QQQ")
 TARGET_BYTES: Final = _TARGET.size + _TARGETS_WAY.size + _TARGETS_PROOF.size
 _PROGRESS: Final = struct.Struct("=6I3Q")
+_LONGEST: Final = 5
+"""The word of it that says how long packets may be for both ways."""
 CONNECTION_BYTES: Final = FLOW_BYTES + _PROGRESS.size
 _END: Final = struct.Struct(f"={KEY_BYTES}sII5Q")
 
@@ -184,7 +186,7 @@ class Why(enum.IntEnum):
     UNPROVEN = 6
     """No packet of the other direction has been seen as yet."""
     FAULT = 7
-    """The kernel had no memory to change it."""
+    """The kernel had no memory to change it; or the connection was being taken out."""
     BROKEN = 8
     """The kernel could not go on to change it, which cannot be; dropped."""
     CLIENT = 9
@@ -415,7 +417,10 @@ def with_way(value: bytes, interface: int, mtu: int, is_local: bool) -> bytes:
     _, counter, _, flags, *changes = _WAY.unpack_from(value, _ADDRESSES.size)
     flags = flags & _FROM_CLIENT | _TO_LOCAL * is_local
     way = _WAY.pack(interface, counter, _mtu(mtu), flags, *changes)
-    return value[: _ADDRESSES.size] + way + value[_ADDRESSES.size + _WAY.size :]
+    progress = [*_PROGRESS.unpack_from(value, FLOW_BYTES)]
+    longest = [each for each in (progress[_LONGEST], _mtu(mtu)) if each]
+    progress[_LONGEST] = min(longest, default=0)
+    return value[: _ADDRESSES.size] + way + _PROGRESS.pack(*progress)
 
 
 class End(NamedTuple):

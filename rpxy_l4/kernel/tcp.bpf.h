@@ -33,7 +33,8 @@ static __always_inline void distrust(const struct flow *way, int was_silent, __u
 }
 
 // Take a connection out and count its end, once. "key" is that of what the client sends: whoever removes that counts, be it
-// on another processor at this moment, or user space. With the second key, the place of both may be another connection's.
+// on another processor at this moment, or user space. Once both are removed, their places may be another connection's. (On
+// kernels before 6.7 a removal may fail, too, when user space is about one on this processor; then it is swept.)
 static __always_inline void take_out(const struct flow_key *key, const struct flow_key *other_key,
                                      const struct connection *from_client, const struct connection *from_target,
                                      __u32 reason, __u64 now)
@@ -140,6 +141,8 @@ static __always_inline enum step follow_begin(const struct segment *segment, str
     struct target *target;
 
     if (this->way.flags & FLOW_FROM_CLIENT) {
+        if (segment->flags & (FIN | RST | ACK))
+            return STEP_FORWARD; // That begins nothing.
         if (this->state & other->state & STATE_FINISHED)
             return STEP_BEGIN; // The client has the same port again after an end of which something was lost.
         if (this->state & STATE_ESTABLISHED || other->state & STATE_ANSWERED)
@@ -217,7 +220,9 @@ static __always_inline enum step follow_end(const struct segment *segment, struc
             other->state |= STATE_DOUBTFUL;
             return STEP_FORWARD;
         }
-        *reason = from_client ? REASON_CLIENT_RESET : REASON_TARGET_RESET;
+        // Where both have finished, it stands for the last word.
+        if (!(this->state & other->state & STATE_FINISHED))
+            *reason = from_client ? REASON_CLIENT_RESET : REASON_TARGET_RESET;
         return STEP_FORWARD_LAST;
     }
     if (segment->flags & FIN && !(this->state & STATE_FINISHED)) {
@@ -278,30 +283,24 @@ static __always_inline enum step follow(const struct packet *packet, const struc
 static __always_inline enum step attend(const struct packet *packet, const struct segment *segment,
                                         struct connection *this, const struct flow *way, __u64 now)
 {
-    __u32 reason = REASON_CLIENT_EOF, from_client = way->flags & FLOW_FROM_CLIENT;
+    __u32 reason, from_client = way->flags & FLOW_FROM_CLIENT;
     const struct flow_key *key = &packet->key;
     struct scratch *scratch = scratch_now();
-    enum step step = STEP_BEGIN;
     struct connection *other;
     struct flow_key back;
+    enum step step;
 
     if (!scratch)
         return STEP_DROP;
     turn(way, key, &back);
     other = bpf_map_lookup_elem(&connections, &back);
-    if (other) {
-        if (!leads_back(other, key))
-            return STEP_DROP;
-        reason = reason_of(from_client ? this : other);
-        step = follow(packet, segment, this, other, &reason, now);
-        if (step == STEP_FORWARD || step == STEP_DROP)
-            return step;
-    } else {
-        // Half of what two processors were about at once.
-        if (!from_client || (segment->flags & (SYN | ACK)) != SYN)
-            return STEP_DROP;
-        other = this;
-    }
+    if (!other || !leads_back(other, key))
+        return STEP_DROP; // It is being taken out, by another processor or by user space.
+    this->last = now;
+    reason = reason_of(from_client ? this : other);
+    step = follow(packet, segment, this, other, &reason, now);
+    if (step == STEP_FORWARD || step == STEP_DROP)
+        return step;
     // Read back from memory, these are no constants to the verifier, which would follow each on a way of its own; and as
     // for above().
     scratch->step = step;
@@ -310,10 +309,11 @@ static __always_inline enum step attend(const struct packet *packet, const struc
     reason = *(volatile __u64 *)&scratch->reason;
     if (step == STEP_UNANSWERED || step == STEP_REFUSED)
         distrust(way, step == STEP_UNANSWERED, now);
-    take_out(from_client ? key : &back, from_client ? &back : key, from_client ? this : other,
-             from_client ? other : this, reason, now);
+    // Before its port is free.
     if (step == STEP_FORWARD_LAST && !from_client && !(segment->flags & RST))
         remember(key, &back, now);
+    take_out(from_client ? key : &back, from_client ? &back : key, from_client ? this : other,
+             from_client ? other : this, reason, now);
     return step;
 }
 
@@ -335,7 +335,6 @@ static __always_inline enum step look(const struct __sk_buff *skb, const struct 
         *why = WHY_TOO_BIG;
     if (*why != WHY_FAULT)
         return STEP_DROP;
-    this->last = now;
     return attend(packet, segment, this, way, now);
 }
 

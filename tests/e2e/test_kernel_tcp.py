@@ -77,7 +77,7 @@ def test_a_connection_goes_by_the_kernel_and_is_counted_like_any_other(
         target_at(network, place[family], digests("one")) as target,
         network.proxy(f'kernel_path = "on"\ntcp_target = ["{target.text}"]') as proxy,
     ):
-        assert "TCP: 1024 connections at most" in proxy.wait_for("kernel path: in use")
+        assert "TCP: 896 connections at most" in proxy.wait_for("kernel path: in use")
         warm_up(network, proxy, PROXY[family])
         for _ in range(5):
             assert exchange(network, proxy, data, PROXY[family]) == expected
@@ -348,6 +348,29 @@ def test_connections_outlive_a_reload_a_worker_and_the_kernel_path_being_turned_
         eventually(lambda: network.metric(proxy, "sessions") == 0, "nothing is left open in the books")
         with network.at("proxy"):
             eventually(lambda: len(attached_to(1)) == 1, "the program of before is gone")
+
+
+def test_a_limit_beyond_the_table_has_another_one_beside_it(network: Network) -> None:
+    with target_at(network, TARGET[4], echo) as target:
+
+        def config(most: int) -> str:
+            return f'{HEAD}tcp_max_connections = {most}\ntcp_target = ["{target.text}"]'
+
+        with network.proxy(f'tcp_max_connections = 1000\ntcp_target = ["{target.text}"]') as proxy:
+            warm_up(network, proxy)
+            with connect(network, proxy) as client, network.at("proxy"):
+                for generation, most, programs in ((2, 4000, 1), (3, 5000, 2), (4, 8000, 2), (5, 500, 2)):
+                    proxy.reload(config(most), generation)
+                    client.sendall(b"still there")
+                    assert read_exactly(client, 11) == b"still there"
+                    assert len(attached_to(1)) == programs, most
+                    warm_up(network, proxy)
+                    assert exchange(network, proxy) == b"hello"
+            by_kernel(proxy, 1, bytes_in="44")
+            with network.at("proxy"):
+                eventually(lambda: len(attached_to(1)) == 1, "the one of before is gone")
+            by_kernel(proxy, 4, bytes_in="5")
+            eventually(lambda: network.metric(proxy, "sessions") == 0, "nothing is left open in the books")
 
 
 def test_connections_outlive_an_upgrade(network: Network) -> None:
@@ -694,7 +717,7 @@ def test_ipsec_policies_keep_connections_in_user_space(network: Network) -> None
         for _ in range(3):
             assert exchange(network, proxy) == b"hello"
         network.run("proxy", "ip", "xfrm", "policy", "flush")
-        eventually(lambda: "1024 connections at most" in status(network), "it is noticed")
+        eventually(lambda: "896 connections at most" in status(network), "it is noticed")
         warm_up(network, proxy)
         assert exchange(network, proxy) == b"hello"
         by_kernel(proxy)

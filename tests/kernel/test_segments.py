@@ -33,7 +33,7 @@ from rpxy_l4.kernel.layout import (
     flow_key,
 )
 from rpxy_l4.kernel.path import KernelPath
-from rpxy_l4.kernel.routes import Passage
+from rpxy_l4.kernel.routes import Passage, Routes
 from tests.kernel.test_packets import ELSEWHERE, ETHERNET, LEFT, LOOPBACK, PASSED, REDIRECTED, mutated, total
 from tests.support.kernel_path import needs_kernel_path, try_program
 
@@ -171,6 +171,13 @@ def bench() -> Iterator[Bench]:
 def syn(family: int = 4, port: int = 20_000, **changes: object) -> Segment:
     made = Segment((CLIENT[family][0], port), LOCAL[family], SYN, 1000, 0, options=size_option(1200))
     return replace(made, **changes)  # type: ignore[arg-type]  # as the test says
+
+
+class Narrow(Routes):
+    """Routes of which each leads to another interface, by shorter packets."""
+
+    def find(self, _destination: bytes, _source: bytes) -> Passage:
+        return Passage(ELSEWHERE + 1, 600, is_local=False)
 
 
 def port_of(packet: bytes, family: int = 4) -> int:
@@ -412,12 +419,67 @@ def test_windows_are_scaled_as_both_ends_have_agreed(bench: Bench) -> None:
         assert bench.counted()[Total.BYTES_IN] == counted
 
 
-def test_half_of_a_connection_is_none(bench: Bench) -> None:
-    made = Connection(bench, established=False)
+def test_what_is_being_taken_out_is_no_way_for_a_packet(bench: Bench) -> None:
+    """Whoever takes a connection out removes one direction after the other."""
+    made = Connection(bench)
     entries = Map(bench.path.maps["connections"], MAPS["connections"])
     entries.remove(bench.key_of_target(made.port))
-    Connection(bench)
+    assert bench.give(made.client.packet())[0] == DROPPED
+    assert bench.left() == {"FAULT": 1}
+
+
+@pytest.mark.parametrize("first", ["client", "target"])
+def test_a_reset_in_place_of_the_last_word_changes_no_reason(bench: Bench, first: str) -> None:
+    made = Connection(bench)
+    if first == "client":
+        made.client_says(flags=FIN | ACK)
+        made.target_says(flags=FIN | ACK, acknowledged=1002)
+        made.client_says(flags=RST, sequence=1002, acknowledged=0)
+    else:
+        made.target_says(flags=FIN | ACK)
+        made.client_says(flags=FIN | ACK, acknowledged=5002)
+        made.target_says(flags=RST, sequence=5002, acknowledged=0)
+    assert [end.reason for end in bench.ends()] == [Reason.CLIENT_EOF if first == "client" else Reason.TARGET_EOF]
+    assert not made.is_known()
+
+
+@pytest.mark.parametrize("more", [FIN, RST, ACK])
+def test_a_syn_with_something_else_begins_nothing(bench: Bench, more: int) -> None:
+    Connection(bench, established=False)
+    bench.give(syn(flags=SYN | more, sequence=99_999).packet())
     assert bench.connections.pending == 1
+    bench.give(syn(sequence=99_999).packet())
+    assert bench.connections.pending == 1, "another attempt takes the place of the first"
+
+
+def test_ends_by_user_space_are_those_of_connections_as_they_are_now(bench: Bench) -> None:
+    known = [Connection(bench, port=20_000 + number, established=False) for number in range(3)]
+    ending = bench.connections.end_all(None, Reason.DRAIN)
+    gone = next(ending)
+    assert gone.end is None
+    left = [made for made in known if made.is_known()]
+    for made in left:  # after all have been looked at, and before they are taken out
+        made.target_says(flags=SYN | ACK, sequence=5000)
+        made.client_says(payload=b"data")
+    other = left.pop()
+    other.client_says(flags=RST, sequence=1005)
+    again = Connection(bench, port=other.client.source[1])
+    (lost,) = ending
+    assert lost.end is not None
+    assert (lost.end.client, lost.end.bytes_in) == (left[0].client.source, 4)
+    assert again.is_known(), "it had not begun when the others were to end"
+    assert bench.connections.live == 1
+    assert bench.connections.uncounted() == (3, 2)
+
+
+def test_a_way_that_gets_narrower_limits_segments_of_what_begins(bench: Bench) -> None:
+    made = Connection(bench, established=False)
+    with closing(Narrow()) as routes:
+        bench.connections.lead_anew(routes)
+    answer = replace(made.target, flags=SYN | ACK, sequence=5000, options=size_option(1460))
+    verdict, packet = bench.give(answer.packet())
+    assert verdict == REDIRECTED
+    assert packet[54:58] == size_option(560)
 
 
 def test_a_syn_that_is_sent_again_is_the_same_connection(bench: Bench) -> None:

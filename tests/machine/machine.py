@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
@@ -42,10 +41,10 @@ def run_in_machine(name: str, folder: Path, *command: str, seconds: float) -> En
     """
     machine = MACHINES / name
     if not (machine / "root.cpio").exists():
-        missing(f"the machine {name!r}")
+        missing(f"the machine {name!r} (scripts/make-machine makes it)")
     (release,) = (machine / "lib/modules").iterdir()
     script = folder / "second"
-    path = os.pathsep.join((str(Path(sys.executable).parent), "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"))
+    path = shlex.quote(f"{Path(sys.executable).parent}:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     script.write_text(_SECOND.format(path=path, root=shlex.quote(str(ROOT)), command=shlex.join(command)))
     host = ("-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap")
     ended = run(
@@ -58,5 +57,5 @@ def run_in_machine(name: str, folder: Path, *command: str, seconds: float) -> En
         *("-device", "virtio-9p-pci,fsdev=host,mount_tag=host"),
         timeout=seconds,
     )
-    found = _STATUS.search(ended.stdout)
-    return Ended(int(found[1]) if found else None, ended.stdout.replace("\r\n", "\n"))
+    found = _STATUS.findall(ended.stdout)
+    return Ended(int(found[-1]) if found else None, ended.stdout.replace("\r\n", "\n"))
