@@ -360,7 +360,7 @@ class KernelPathKeeper:
         if self._old and now >= self._ports_due:
             self._ports_due = now + _PORTS_SECONDS
             for old in self._old:
-                connections.avoid(old.connections)
+                connections.avoid(old.connections, _PORTS_SECONDS)
 
     @property
     def _tells(self) -> bool:
@@ -370,9 +370,10 @@ class KernelPathKeeper:
         """Leave so many places as the sessions in user space do not take."""
         if self._snapshot is None or self._snapshot.tcp is None:
             return
-        elsewhere = sum(row[Cell.TCP_OPENED] - row[Cell.TCP_CLOSED] for row in self._workers)
-        elsewhere += sum(old.connections.live for old in self._old)
-        connections.allow(min(connections.room, _most_connections(self._snapshot) - elsewhere))
+        in_user_space = sum(row[Cell.TCP_OPENED] - row[Cell.TCP_CLOSED] for row in self._workers)
+        in_old = sum(old.connections.live for old in self._old)
+        most = _most_connections(self._snapshot) - in_user_space - in_old
+        connections.allow(min(connections.room, most), in_old)
 
     def _look_for_policies(self) -> None:
         try:

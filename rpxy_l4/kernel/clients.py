@@ -56,8 +56,9 @@ class Clients:
 
     @property
     def live(self) -> int:
-        """How many TCP connections are in the kernel path at this moment."""
-        return live_in(self._settings)
+        """How many TCP connections are in the kernel path at this moment; those of paths of before, a second ago."""
+        elsewhere: int = self._settings[Setting.ELSEWHERE]
+        return live_in(self._settings) + elsewhere
 
     def admit(self, client: tuple[str, int], local: tuple[str, int], epoch: int, now: float) -> None:
         """Let what this client opens to this address of ours go on in the kernel for a while.

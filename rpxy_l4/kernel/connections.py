@@ -54,8 +54,6 @@ _PORT_RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _FIRST_PORT: Final = 1024
 _LAST_PORT: Final = 65_535
 _LEAST_PORTS: Final = 64
-_FOR_EVER: Final = 1 << 62
-"""A time that does not come."""
 
 UNANSWERED_SECONDS: Final = 10
 """After which a connection that has not come about is forgotten."""
@@ -180,12 +178,13 @@ class Connections:
         answers.replace(remote.answers, number.to_bytes(4, "little"))
         return number
 
-    def avoid(self, other: Connections) -> None:
-        """Give no port of those to new connections that another kernel path has in use."""
+    def avoid(self, other: Connections, seconds: float) -> None:
+        """Give no port to new connections that another kernel path has in use, for so long and a minute more."""
         remembered = Map(self._maps["remembered"], MAPS["remembered"])
+        until = time.monotonic_ns() + int(seconds * _NANOSECONDS)
         for key, value in other._connections.items():
             if not is_from_client(value):
-                remembered.replace(key, memory_value(_FOR_EVER))
+                remembered.replace(key, memory_value(until))
 
     def begin_epoch(self, epoch: int) -> None:
         """Believe only what is learned of clients in this epoch: user space is to see a connection of each first."""
@@ -200,9 +199,10 @@ class Connections:
             if passage is None or not leads_by(value, *passage):
                 clients.remove(key)
 
-    def allow(self, most: int) -> None:
-        """Let no more than so many be open."""
+    def allow(self, most: int, elsewhere: int = 0) -> None:
+        """Let no more than so many be open; ``elsewhere`` is how many there are in kernel paths of before."""
         self._settings[Setting.MOST] = max(0, most)
+        self._settings[Setting.ELSEWHERE] = elsewhere
 
     def begin_no_more(self) -> None:
         """Leave what is new to the sockets, datagrams too; what there is goes on."""

@@ -64,6 +64,8 @@ class Setting(enum.IntEnum):
     """How many connections that were established, and how many that have ended, are in the counters of this program."""
     CLOSED_BY_USER_SPACE = 13
     """Of those that it has ended, how many were established."""
+    ELSEWHERE = 14
+    """How many there are in kernel paths of before."""
     BEGUN = 16
     OVER = 17
     """How many connections have begun by a SYN, and how many of them have ended; the program writes these."""
@@ -126,7 +128,7 @@ _MEMORY: Final = struct.Struct("=QQII")
 _CLIENT: Final = struct.Struct("=QQIIII")
 _TARGET: Final = struct.Struct("!16s16sHBB")
 _TARGETS_WAY: Final = struct.Struct("=III")
-_TARGETS_PROOF: Final = struct.Struct("=QQQ")
+_TARGETS_PROOF: Final = struct.Struct("=QQQQ")
 TARGET_BYTES: Final = _TARGET.size + _TARGETS_WAY.size + _TARGETS_PROOF.size
 _PROGRESS: Final = struct.Struct("=6I3Q")
 _LONGEST: Final = 5
@@ -332,7 +334,7 @@ def target_value(remote: Remote) -> bytes:
     """Return a target of which nothing is proven."""
     packed, port = remote.address
     head = _TARGET.pack(packed, remote.source, port, remote.address.family, remote.is_local)
-    return head + _TARGETS_WAY.pack(remote.interface, _mtu(remote.mtu), remote.series) + _TARGETS_PROOF.pack(0, 0, 0)
+    return head + _TARGETS_WAY.pack(remote.interface, _mtu(remote.mtu), remote.series) + _TARGETS_PROOF.pack(0, 0, 0, 0)
 
 
 def series_of(target: bytes) -> int:

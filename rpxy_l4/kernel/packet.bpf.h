@@ -90,7 +90,8 @@ struct settings {
     __u64 targets;   // How many numbers of targets are in use.
     __u64 counted[2]; // User space's.
     __u64 closed_by_user_space; // Of those that it has ended, how many were established.
-    __u64 zero[2];
+    __u64 elsewhere; // User space's.
+    __u64 zero;
     __u64 begun;     // Connections by their SYNs, and how many of them have ended. The program's, and the others.
     __u64 over;
     __u64 opened;    // Those that were established, and how many of them have ended.

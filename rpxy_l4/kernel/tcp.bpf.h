@@ -9,8 +9,8 @@
 
 // A target has refused a SYN, or has not answered the second one. Trust it no more, before user space has reached it again.
 // Twice as long with each time that it is only silent: it may be that answers to our ports, and not to those of sockets, are
-// lost somewhere.
-static __always_inline void distrust(const struct flow *way, int was_silent, __u64 now)
+// lost somewhere. If it has answered others meanwhile, it is this one's SYNs that it does not like.
+static __always_inline void distrust(const struct flow *way, int was_silent, __u64 begun, __u64 now)
 {
     struct target *target = target_at(way->counter);
     struct total *total = total_of(way);
@@ -18,13 +18,14 @@ static __always_inline void distrust(const struct flow *way, int was_silent, __u
 
     if (!target || !total)
         return;
+    total->refused += !was_silent;
+    total->unanswered += was_silent;
+    if (was_silent && target->answered > begun)
+        return;
     was_proven = target->proven;
     target->proven = 0;
-    if (!was_silent) {
-        total->refused += 1;
+    if (!was_silent)
         return;
-    }
-    total->unanswered += 1;
     if (!was_proven)
         return; // Others had no answer at the same time: that is one failure.
     failures = target->failures;
@@ -32,30 +33,15 @@ static __always_inline void distrust(const struct flow *way, int was_silent, __u
     target->failures = failures + 1;
 }
 
-// Take a connection out and count its end, once. "key" is that of what the client sends: whoever removes that counts, be it
-// on another processor at this moment, or user space. Once both are removed, their places may be another connection's. (On
-// kernels before 6.7 a removal may fail, too, when user space is about one on this processor; then it is swept.)
-static __always_inline void take_out(const struct flow_key *key, const struct flow_key *other_key,
-                                     const struct connection *from_client, const struct connection *from_target,
-                                     __u32 reason, __u64 now)
+// What is counted, and told, of a connection that was established.
+static __always_inline void count_end(const struct flow_key *key, struct settings *wanted, struct total *total,
+                                      __u32 reason, __u32 target, __u64 begun, __u64 connected, __u64 now,
+                                      __u64 bytes_in, __u64 bytes_out)
 {
-    struct settings *wanted = settings_now();
-    struct total *total = total_of(&from_client->way);
-    __u64 begun = from_client->begun, connected = from_target->begun, taken;
-    __u64 bytes_in = from_client->bytes, bytes_out = from_target->bytes;
-    __u32 target = from_client->way.counter, was_established = from_client->state & STATE_ESTABLISHED;
+    __u64 taken = (now - begun) / NANOSECONDS_IN_MICROSECOND;
     struct end *record;
 
-    if (bpf_map_delete_elem(&connections, key))
-        return;
-    bpf_map_delete_elem(&connections, other_key);
-    if (!wanted || !total)
-        return;
-    __sync_fetch_and_add(&wanted->over, 1);
-    if (!was_established)
-        return;
     __sync_fetch_and_add(&wanted->closed, 1);
-    taken = (now - begun) / NANOSECONDS_IN_MICROSECOND;
     total->closed[reason & 3] += 1;
     total->session[session_bucket(taken)] += 1;
     total->session[SESSION_BUCKETS] += taken;
@@ -77,6 +63,29 @@ static __always_inline void take_out(const struct flow_key *key, const struct fl
     bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 }
 
+// Take a connection out and count its end, once. "key" is that of what the client sends: whoever removes that counts, be it
+// on another processor at this moment, or user space. Once both are removed, their places may be another connection's. (On
+// kernels before 6.7 a removal may fail, too, when user space is about one on this processor; then it is swept.)
+static __always_inline void take_out(const struct flow_key *key, const struct flow_key *other_key,
+                                     const struct connection *from_client, const struct connection *from_target,
+                                     __u32 reason, __u64 now)
+{
+    struct settings *wanted = settings_now();
+    struct total *total = total_of(&from_client->way);
+    __u64 begun = from_client->begun, connected = from_target->begun;
+    __u64 bytes_in = from_client->bytes, bytes_out = from_target->bytes;
+    __u32 target = from_client->way.counter, was_established = from_client->state & STATE_ESTABLISHED;
+
+    if (bpf_map_delete_elem(&connections, key))
+        return;
+    bpf_map_delete_elem(&connections, other_key);
+    if (!wanted || !total)
+        return;
+    if (was_established)
+        count_end(key, wanted, total, reason, target, begun, connected, now, bytes_in, bytes_out);
+    // Last: user space looks no more when nothing is open.
+    __sync_fetch_and_add(&wanted->over, 1);
+}
 // Whether its receiver can take a segment for one of the connection. Anybody can send packets with its addresses and ports.
 static __always_inline int is_credible(const struct packet *packet, const struct segment *segment,
                                        const struct connection *other)
@@ -131,7 +140,8 @@ enum step {
     STEP_FORWARD_LAST, // this is its last packet;
     STEP_BEGIN,        // it is a new one's;
     STEP_UNANSWERED,   // the target does not answer;
-    STEP_REFUSED,      // the target refuses.
+    STEP_REFUSED,      // the target refuses;
+    STEP_OVER,         // the target has forgotten it, and so may have the client: what they begin shall not be this.
 };
 
 // A SYN, or a SYN with an ACK.
@@ -143,27 +153,30 @@ static __always_inline enum step follow_begin(const struct segment *segment, str
     if (this->way.flags & FLOW_FROM_CLIENT) {
         if (segment->flags & (FIN | RST | ACK))
             return STEP_FORWARD; // That begins nothing.
-        if (this->state & other->state & STATE_FINISHED)
-            return STEP_BEGIN; // The client has the same port again after an end of which something was lost.
-        if (this->state & STATE_ESTABLISHED || other->state & STATE_ANSWERED)
+        if (this->state & STATE_ESTABLISHED)
             return STEP_FORWARD;
         if (segment->sequence + 1 != this->next)
             return STEP_BEGIN; // Its last attempt is no more.
+        if (other->state & STATE_ANSWERED)
+            return STEP_FORWARD;
         if (this->state & STATE_RESENT && now - this->begun > PATIENCE_NANOSECONDS)
             return STEP_UNANSWERED;
         this->state |= STATE_RESENT;
         return STEP_FORWARD;
     }
-    if (!(segment->flags & ACK) || this->state & STATE_ESTABLISHED)
+    // The client has the same port again, and the target a new connection: something of the last end was lost.
+    if (this->state & other->state & STATE_FINISHED)
+        return STEP_OVER;
+    if (!(segment->flags & ACK) || this->state & STATE_ESTABLISHED || segment->acknowledged != other->next)
         return STEP_FORWARD;
     target = target_at(this->way.counter);
     if (!target)
         return STEP_DROP;
-    if (this->state & STATE_ANSWERED || segment->acknowledged != other->next)
-        return STEP_FORWARD;
     target->failures = target->not_before = 0;
+    target->answered = now;
+    if (!(this->state & STATE_ANSWERED))
+        this->begun = now;
     this->state |= STATE_ANSWERED;
-    this->begun = now;
     this->next = segment->sequence + 1;
     this->acknowledged = segment->acknowledged;
     this->allowed = segment->acknowledged + segment->window;
@@ -196,8 +209,11 @@ static __always_inline void establish(const struct segment *segment, struct conn
 static __always_inline enum step follow_refusal(const struct segment *segment, const struct connection *this,
                                                 const struct connection *other)
 {
-    // A client that does not understand an answer says so by RST, and tries again; and a target may be asked wrongly.
-    if (this->way.flags & FLOW_FROM_CLIENT || this->state & STATE_ANSWERED)
+    // A client that does not understand an answer says so by RST, and tries again; one that has given up says so where the
+    // answer expects it. A target may be asked wrongly.
+    if (this->way.flags & FLOW_FROM_CLIENT)
+        return other->state & STATE_ANSWERED && segment->sequence == this->next ? STEP_FORWARD_LAST : STEP_FORWARD;
+    if (this->state & STATE_ANSWERED)
         return STEP_FORWARD;
     return segment->flags & ACK && segment->acknowledged == other->next ? STEP_REFUSED : STEP_FORWARD;
 }
@@ -308,7 +324,7 @@ static __always_inline enum step attend(const struct packet *packet, const struc
     step = *(volatile __u64 *)&scratch->step;
     reason = *(volatile __u64 *)&scratch->reason;
     if (step == STEP_UNANSWERED || step == STEP_REFUSED)
-        distrust(way, step == STEP_UNANSWERED, now);
+        distrust(way, step == STEP_UNANSWERED, this->begun, now);
     // Before its port is free.
     if (step == STEP_FORWARD_LAST && !from_client && !(segment->flags & RST))
         remember(key, &back, now);
@@ -361,7 +377,7 @@ static __always_inline int handle_tcp(struct __sk_buff *skb, __u32 network, stru
         longest = this->longest;
         step = look(skb, packet, &segment, this, &way, now, &why);
     } else if ((segment.flags & (SYN | ACK)) == (SYN | ACK)) {
-        return note_answer(packet);
+        return note_answer(packet, now);
     } else if ((segment.flags & (SYN | RST | FIN)) != SYN) {
         return LEAVE;
     }
@@ -371,6 +387,8 @@ static __always_inline int handle_tcp(struct __sk_buff *skb, __u32 network, stru
         return drop(WHY_REFUSED); // The client tries again: by the sockets, and at other targets.
     if (step == STEP_UNANSWERED)
         return leave(WHY_TARGET);
+    if (step == STEP_OVER)
+        return drop(WHY_FAULT); // The client sends its SYN again.
     if (step == STEP_BEGIN) {
         result = begin(packet, &segment, now);
         if (result == NOT_OURS)

@@ -313,14 +313,16 @@ static __always_inline int begin(const struct packet *packet, const struct segme
         return WHY_HOP_LIMIT;
     if ((__s64)(wanted->begun - wanted->over - wanted->ended) >= (__s64)wanted->most)
         return WHY_LIMIT;
+    // First: user space looks no more when nothing is open.
+    __sync_fetch_and_add(&wanted->begun, 1);
     result = know(&packet->key, client, target, *choice, wanted, segment, now);
-    if (result == CHANGED)
-        __sync_fetch_and_add(&wanted->begun, 1);
+    if (result != CHANGED)
+        __sync_fetch_and_add(&wanted->over, 1);
     return result;
 }
 
 // The answer to a SYN that user space has sent to a target: with these addresses it answers.
-static __always_inline int note_answer(const struct packet *packet)
+static __always_inline int note_answer(const struct packet *packet, __u64 now)
 {
     struct flow_key who = packet->key;
     struct target *target;
@@ -331,7 +333,10 @@ static __always_inline int note_answer(const struct packet *packet)
     if (!index)
         return LEAVE;
     target = target_at(*index);
-    if (target && !target->proven && bpf_ktime_get_ns() >= target->not_before)
+    if (!target)
+        return LEAVE;
+    target->answered = now;
+    if (!target->proven && now >= target->not_before)
         target->proven = 1;
     return LEAVE;
 }

@@ -60,6 +60,7 @@ struct target {
     __u64 proven; // It has answered.
     __u64 not_before; // When it is to be believed again, CLOCK_MONOTONIC in nanoseconds.
     __u64 failures;   // That it did not answer a SYN, in a row.
+    __u64 answered;   // When it last answered one, CLOCK_MONOTONIC in nanoseconds.
 };
 
 #define SESSION_BUCKETS 11 // SESSION_BUCKETS and CONNECT_BUCKETS of metrics/layout.py, and one for what is above.

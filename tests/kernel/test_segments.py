@@ -23,6 +23,8 @@ from rpxy_l4.kernel.connections import Connections, Plan
 from rpxy_l4.kernel.layout import (
     FLOW_BYTES,
     MAPS,
+    TARGET_BYTES,
+    TARGETS,
     Choosing,
     End,
     Remote,
@@ -140,6 +142,8 @@ class Bench:
         value = bytearray(entries.find(key) or b"")
         struct.pack_into("=Q", value, FLOW_BYTES + 24, time.monotonic_ns() - 3_000_000_000)
         assert entries.update(key, bytes(value))
+        for number in range(TARGETS):  # and no target have answered since
+            struct.pack_into("=Q", self.connections._targets, (number + 1) * TARGET_BYTES - 8, 0)
 
     @staticmethod
     def key_of_target(port: int) -> bytes:
@@ -349,6 +353,56 @@ def test_a_client_that_tries_again_from_its_port_begins_anew(bench: Bench) -> No
     assert verdict == REDIRECTED
     assert struct.unpack_from("!I", packet, 38) == (777_000,)
     assert bench.connections.pending == 1
+
+
+def test_a_client_that_has_given_up_begins_anew(bench: Bench) -> None:
+    made = Connection(bench, established=False)
+    made.target_says(flags=SYN | ACK, sequence=5000)
+    made.client_says(flags=RST, sequence=1001, acknowledged=0)
+    assert not made.is_known()
+    assert bench.connections.pending == 0
+    # And where its word was lost.
+    for sequence in (7000, 9000):
+        verdict, packet = bench.give(syn(sequence=sequence).packet())
+        assert (verdict, port_of(packet)) == (REDIRECTED, made.port)
+        made.target_says(flags=SYN | ACK, sequence=sequence, acknowledged=sequence + 1)
+    made.client_says(sequence=9001, acknowledged=9001, payload=b"data")
+    assert (bench.connections.live, bench.counted()[Total.BYTES_IN]) == (1, 4)
+
+
+def test_a_target_may_answer_once_more_and_otherwise(bench: Bench) -> None:
+    """Whose answer was lost, and who remembers nothing (SYN cookies)."""
+    made = Connection(bench, established=False)
+    for sequence in (5000, 8000):
+        made.target_says(flags=SYN | ACK, sequence=sequence)
+    made.client_says(acknowledged=8001, payload=b"data")
+    assert (bench.connections.live, bench.counted()[Total.BYTES_IN]) == (1, 4)
+
+
+def test_a_syn_in_a_connection_that_has_nearly_ended_is_its_ends_to_judge(bench: Bench) -> None:
+    made = Connection(bench)
+    made.client_says(flags=FIN | ACK)
+    made.target_says(flags=FIN | ACK, payload=b"data", acknowledged=1001)
+    assert bench.give(syn(sequence=777_000).packet())[0] == REDIRECTED
+    assert bench.connections.live == 1
+    # The target has forgotten the connection, and has a new one. That shall be counted.
+    answer = replace(made.target, flags=SYN | ACK, sequence=9000, acknowledged=777_001)
+    assert bench.give(answer.packet())[0] == DROPPED
+    assert [end.reason for end in bench.ends()] == [Reason.CLIENT_EOF]
+    assert bench.connections.pending == 0
+    assert bench.give(syn(sequence=777_000).packet())[0] == REDIRECTED
+    assert bench.connections.pending == 1
+
+
+def test_who_has_answered_others_meanwhile_is_not_silent(bench: Bench) -> None:
+    """Anybody can send SYNs that no target answers, with wrong checksums or too few hops."""
+    Connection(bench, established=False)
+    assert bench.give(syn().packet())[0] == REDIRECTED
+    bench.age(20_000)
+    Connection(bench, port=20_001)
+    assert bench.give(syn().packet())[0] == LEFT
+    assert bench.counted()[Total.UNANSWERED] == 1
+    Connection(bench, port=20_002)
 
 
 def test_ends_that_cross_are_not_the_last_word(bench: Bench) -> None:
@@ -626,7 +680,7 @@ def test_ports_that_are_in_use_are_given_to_nobody_else(bench: Bench) -> None:
 def test_ports_that_another_kernel_path_has_are_avoided(bench: Bench) -> None:
     made = [Connection(bench, port=20_000 + number) for number in range(20)]
     with closing(Bench()) as other:
-        other.connections.avoid(bench.connections)
+        other.connections.avoid(bench.connections, 10.0)
         ports = {Connection(other, port=20_000 + number).port for number in range(20)}
         assert not ports & {each.port for each in made}
 
