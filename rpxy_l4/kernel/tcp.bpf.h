@@ -122,7 +122,8 @@ static __always_inline void count(const struct packet *packet, const struct segm
         return;
     if (this->state & STATE_DOUBTFUL)
         this->state &= ~STATE_DOUBTFUL;
-    if ((__s32)advance <= 0)
+    // An acknowledgement alone may have overtaken what was sent before it, a FIN maybe, which is no byte.
+    if (!(packet->payload + fin) || (__s32)advance <= 0)
         return;
     this->next += advance;
     advance -= fin;

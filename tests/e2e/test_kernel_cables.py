@@ -43,6 +43,7 @@ ADDRESSES: Final = (
     (TARGET[4], TARGET[6]),
 )
 SIZE: Final = 1_000_000
+BAD: Final = ("delay", "2ms", "1ms", "reorder", "25%", "loss", "1%", "duplicate", "1%")
 
 
 def try_to(network: Network, name: str, what: str, *command: str) -> None:
@@ -104,8 +105,13 @@ def test_packets_of_vlans_are_forwarded_by_the_kernel(tagged: Network, family: i
             assert exchange(tagged, proxy, data, PROXY[family]) == expected
         for session in by_kernel(proxy, 3):
             assert (session["bytes_in"], session["bytes_out"]) == (str(SIZE), str(len(expected)))
-        enter(client)
-        before = tagged.in_kernel(proxy)
+
+        def are_forwarded() -> bool:
+            before = tagged.in_kernel(proxy)
+            enter(client)
+            return tagged.in_kernel(proxy) >= before + ENOUGH
+
+        eventually(are_forwarded, "datagrams are forwarded by the kernel")
         with (
             capture(tagged, "target", "cable1b", "vlan 11 and udp") as at_target,
             capture(tagged, "client", "cable0a", "vlan 10 and udp") as at_client,
@@ -117,35 +123,25 @@ def test_packets_of_vlans_are_forwarded_by_the_kernel(tagged: Network, family: i
             ):
                 lines = wait_for_lines(seen, end, ENOUGH)
                 assert [line for line in lines if "udp sum ok" not in line] == []
-        eventually(lambda: tagged.in_kernel(proxy) >= before + 2 * ENOUGH, "datagrams are forwarded by the kernel")
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        ("delay", "2ms", "1ms", "reorder", "25%", "loss", "1%", "duplicate", "1%"),
-        ("delay", "1ms", "corrupt", "1%"),
-    ],
-    ids=["reordered", "damaged"],
-)
 @pytest.mark.parametrize("family", [4, 6])
-def test_connections_are_exact_over_bad_cables(network: Network, family: int, how: tuple[str, ...]) -> None:
+def test_connections_are_exact_over_bad_cables(network: Network, family: int) -> None:
     data = random.Random(family).randbytes(SIZE)
     with (
         target_at(network, TARGET[family], echo) as target,
         network.proxy(f'tcp_target = ["{target.text}"]') as proxy,
     ):
         warm_up(network, proxy, PROXY[family])
-        disturb(network, *how)
+        disturb(network, *BAD)
         for _ in range(3):
             assert exchange(network, proxy, data, PROXY[family]) == data
-        sessions = by_kernel(proxy, 3)
-        if "corrupt" not in how:  # there, what the ends believe is right, and what is counted nearly
-            assert [(session["bytes_in"], session["bytes_out"]) for session in sessions] == [(str(SIZE),) * 2] * 3
+        for session in by_kernel(proxy, 3):
+            assert (session["bytes_in"], session["bytes_out"]) == (str(SIZE), str(SIZE))
 
 
 def test_an_http3_download_is_exact_over_bad_cables(network: Network, tls_files: Callable[[str], TlsFiles]) -> None:
-    disturb(network, "delay", "2ms", "1ms", "reorder", "25%", "loss", "1%", "duplicate", "1%")
+    disturb(network, *BAD, "corrupt", "1%")
     with network.at("target"), contextlib.ExitStack() as opening:
         # Its thread, and so its sockets, are of this namespace.
         target = opening.enter_context(Http3Target("web", tls_files("web.test"), host=TARGET[4]))

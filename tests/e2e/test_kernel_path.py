@@ -261,7 +261,7 @@ def test_a_reload_takes_flows_out_and_puts_them_in_again(network: Network) -> No
         proxy.reload(f'{head}kernel_path = "off"\nudp_target = ["{target.text}"]', 2)
         proxy.wait_for("kernel path: not used: the configuration has no use for it")
         with network.at("proxy"):
-            assert attached_to(1) == []
+            eventually(lambda: attached_to(1) == [], "it is taken away")
         before = eventually(lambda: network.in_kernel(proxy), "what there was is counted")
         assert enter(client) == port
         eventually(lambda: network.metric(proxy, "worker_kernel_flows") == 0, "none is in there")

@@ -430,6 +430,17 @@ def test_a_refusal_after_an_answer_is_no_fault_of_the_target(bench: Bench) -> No
     Connection(bench, port=20_001)
 
 
+def test_an_acknowledgement_that_overtakes_an_end_counts_nothing(bench: Bench) -> None:
+    made = Connection(bench)
+    made.client_says(payload=b"data")
+    made.client_says(sequence=1006)
+    made.client_says(flags=FIN | ACK, sequence=1005)
+    made.target_says(flags=FIN | ACK, acknowledged=1006)
+    made.client_says(sequence=1006, acknowledged=5002)
+    assert [(end.reason, end.bytes_in) for end in bench.ends()] == [(Reason.CLIENT_EOF, 4)]
+    assert bench.counted()[Total.BYTES_IN] == 4
+
+
 def test_a_wild_sequence_number_counts_for_nothing(bench: Bench) -> None:
     made = Connection(bench)
     made.client_says(sequence=3_000_000_000, payload=b"x")

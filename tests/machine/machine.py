@@ -16,7 +16,7 @@ _STATUS: Final = re.compile(r"^the command ended with ([0-9]+)\r?$", re.MULTILIN
 
 # It is the first process: where it ends, the kernel panics, and the machine ends, too.
 _SECOND: Final = """\
-export PATH={path} HOME=/root LANG=C.UTF-8 CI=1 RPXY_L4_TESTS_PATIENCE=8 PYTHONDONTWRITEBYTECODE=1
+export PATH={path} HOME=/root LANG=C.UTF-8 CI=1 RPXY_L4_EMULATED=1 PYTHONDONTWRITEBYTECODE=1
 ulimit -n 65536
 ip link set lo up
 cd {root}

@@ -22,7 +22,7 @@ TESTS: Final = {
         "tests/e2e/test_kernel_path.py",
         "tests/e2e/test_kernel_tcp.py",
         "-k",
-        "counted_like_any_other and 4 or two_capabilities or outlive_an_upgrade or stays_in_the_kernel and not killed",
+        "counted_like_any_other and 4 or two_capabilities or stays_in_the_kernel and not killed",
     ),
 }
 

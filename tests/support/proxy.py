@@ -22,7 +22,7 @@ from typing import IO, Any, Final, Self
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.ports import free_port
-from tests.support.waiting import PATIENCE, eventually
+from tests.support.waiting import IS_EMULATED, PATIENCE, eventually
 
 ROOT: Final = Path(__file__).parent.parent.parent
 
@@ -130,7 +130,8 @@ class Proxy:
         self._may_read_access = threading.Event()
         if reads_access_log:
             self._may_read_access.set()
-        self._expected: list[re.Pattern[str]] = []
+        # On an emulated machine it takes longer to start than it may be silent.
+        self._expected = [re.compile("the admin process")] if IS_EMULATED else []
         self.path.write_text(config if as_it_stands else self.complete(config))
         self.exit_status: int | None = None
         """Set once the program has ended."""
