@@ -91,7 +91,8 @@ class KernelPath:
         except bpf.VerifierError as error:
             self.close()
             _LOG.debug("the verifier's log of %s:\n%s", error.name, error.log)
-            raise KernelPathError(f"the kernel refuses the program ({error}): {_last_words(error.log)}") from None
+            hint = "; before Linux 6.12 it needs CAP_PERFMON, too" if _is_before(6, 12) and not _may_trace() else ""
+            raise KernelPathError(f"the kernel refuses the program ({error}): {_last_words(error.log)}{hint}") from None
 
     def _load(self) -> None:
         if _counts_as_locked():
@@ -335,11 +336,21 @@ def _why(error: OSError) -> str:
             return f"{error.strerror}"
 
 
+def _is_before(major: int, minor: int) -> bool:
+    """Whether the kernel is older than this release."""
+    version = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return version is not None and (int(version[1]), int(version[2])) < (major, minor)
+
+
+def _may_trace() -> bool:
+    """Whether this process has CAP_PERFMON in effect (capability.h: number 38; proc_pid_status(5))."""
+    effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text("ascii"), re.MULTILINE)
+    return effective is not None and bool(int(effective[1], 16) >> 38 & 1)
+
+
 def _counts_as_locked() -> bool:
     """Whether the memory of maps counts as locked (before Linux 5.11), and that is limited."""
-    version = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    is_old = version is not None and (int(version[1]), int(version[2])) < (5, 11)
-    return is_old and resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY
+    return _is_before(5, 11) and resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY
 
 
 def _last_words(log: str) -> str:

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import socket
 from collections.abc import Callable
@@ -400,12 +401,14 @@ def test_on_insists(network: Network) -> None:
 
 
 def test_two_capabilities_are_enough(network: Network) -> None:
-    """And one more, to come to the files of this test; on old kernels, the limit of locked memory."""
+    """And one more, to come to the files of this test; on old kernels, CAP_PERFMON and the limit of locked memory."""
+    major, minor, *_ = map(int, re.findall("[0-9]+", os.uname().release))
+    old = "" if (major, minor) >= (6, 12) else ",+perfmon"
     launcher = (
         *("sh", "-c", 'ulimit -l unlimited 2>/dev/null; exec "$@"', "sh"),
         "setpriv",
         "--inh-caps=-all",
-        "--bounding-set=-all,+bpf,+net_admin,+dac_override",
+        f"--bounding-set=-all,+bpf,+net_admin,+dac_override{old}",
     )
     with (
         network.echo(TARGET[4]) as target,
