@@ -27,6 +27,7 @@ from tests.support.hosts import (
     TARGET,
     Network,
     by_kernel,
+    by_pieces,
     capture,
     connect,
     control,
@@ -619,12 +620,7 @@ def test_a_connection_is_exact_while_packets_are_lost(network: Network) -> None:
             # Otherwise these are a few packets of 64 KiB, of which none may be lost.
             network.run(name, "ethtool", "-K", interface, "tso", "off", "gso", "off", "gro", "off")
         for _ in range(3):
-            with connect(network, proxy) as client:
-                got = bytearray()
-                for start in range(0, len(data), 50_000):
-                    client.sendall(data[start : start + 50_000])
-                    got += read_exactly(client, 50_000)
-                assert bytes(got) == data
+            assert by_pieces(network, proxy, data) == data
         # Not what was sent, but what has arrived.
         for session in by_kernel(proxy, 3):
             assert (session["bytes_in"], session["bytes_out"]) == ("2000000", "2000000")

@@ -13,7 +13,7 @@ from rpxy_l4.kernel.netlink import Netlink
 from tests.support.netns import Namespaces, inside
 from tests.support.peers import Program, run
 from tests.support.proxy import Proxy, Session, run_cli
-from tests.support.targets import Handler, TcpTarget, read_all
+from tests.support.targets import Handler, TcpTarget, read_all, read_exactly
 from tests.support.udp_echo import UdpEcho
 from tests.support.waiting import PATIENCE, eventually
 
@@ -21,6 +21,7 @@ CLIENT: Final = {4: "10.1.0.1", 6: "2001:db8:1::1"}
 PROXY: Final = {4: "10.1.0.2", 6: "2001:db8:1::2"}
 TARGET: Final = {4: "10.2.0.1", 6: "2001:db8:2::1"}
 LOCAL: Final = {4: "127.0.0.1", 6: "::1"}
+_PIECE: Final = 50_000
 OTHER: Final = "10.3.0.1"
 """The first of the targets that are one more."""
 
@@ -150,6 +151,17 @@ def exchange(
         client.sendall(data)
         client.shutdown(socket.SHUT_WR)
         return read_all(client)
+
+
+def by_pieces(network: Network, proxy: Proxy, data: bytes, host: str = PROXY[4]) -> bytes:
+    """Send what a target returns in pieces that fit into the buffers of both, and return what came of all."""
+    got = bytearray()
+    with connect(network, proxy, host) as client:
+        for start in range(0, len(data), _PIECE):
+            piece = data[start : start + _PIECE]
+            client.sendall(piece)
+            got += read_exactly(client, len(piece))
+    return bytes(got)
 
 
 def warm_up(network: Network, proxy: Proxy, host: str = PROXY[4], *, at: str = "client") -> None:
