@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -125,20 +125,22 @@ def hang_a_worker(scene: Scene, _traffic: Traffic) -> Excuse:
 
 
 def kill_the_supervisor(scene: Scene, traffic: Traffic) -> Excuse:
-    return Excuse(lose_supervisor(scene, traffic))
+    return lose_supervisor(scene, traffic)
 
 
 def kill_the_supervisor_of_a_service(scene: Scene, traffic: Traffic) -> Excuse:
-    lost = lose_supervisor(scene, traffic)
+    excuse = lose_supervisor(scene, traffic)
     scene.start_again()
-    return Excuse(lost, DATAGRAMS_OF_A_DEATH * len(scene.orphans))
+    return replace(excuse, datagrams=DATAGRAMS_OF_A_DEATH * len(scene.orphans))
 
 
-def lose_supervisor(scene: Scene, traffic: Traffic) -> frozenset[Address]:
-    """Kill it, and return the clients whose connections in the kernel path go with it."""
-    clients = (*traffic.http, *traffic.tcp) if scene.tcp_by_kernel else ()
+def lose_supervisor(scene: Scene, traffic: Traffic) -> Excuse:
+    """Kill it: the connections in the kernel path go with it, of new ones those that are under way."""
+    kept = frozenset(client.address for client in traffic.http if client.address is not None)
     scene.lose_supervisor()
-    return frozenset(client.address for client in clients if client.address is not None)
+    if not scene.tcp_by_kernel:
+        return NOTHING
+    return Excuse(kept, first={"new TCP connections": len(traffic.tcp)})
 
 
 def reload_wrongly(scene: Scene, _traffic: Traffic) -> Excuse:
