@@ -34,7 +34,7 @@ _MOST: Final = 1 << 17
 Those that find no room stay in user space."""
 _LEAST_CONNECTIONS: Final = 1 << 12
 _MOST_CONNECTIONS: Final = 1 << 16
-"""TCP connections that there is room for; each takes 400 bytes of the kernel's memory, always."""
+"""TCP connections that there is room for; each takes 420 bytes of the kernel's memory, always."""
 
 _TICK: Final = 1.0
 _MANY: Final = 1000
@@ -368,12 +368,12 @@ class KernelPathKeeper:
 
     def _set_room(self, connections: Connections) -> None:
         """Leave so many places as the sessions in user space do not take."""
-        if self._snapshot is None or self._snapshot.tcp is None:
+        if self._snapshot is None or self._path is None:
             return
         in_user_space = sum(row[Cell.TCP_OPENED] - row[Cell.TCP_CLOSED] for row in self._workers)
         in_old = sum(old.connections.live for old in self._old)
         most = _most_connections(self._snapshot) - in_user_space - in_old
-        connections.allow(min(connections.room, most), in_old)
+        connections.allow(min(self._path.connections, most), in_old)
 
     def _look_for_policies(self) -> None:
         try:

@@ -103,8 +103,6 @@ class Connections:
         self._told = _mapped(maps["told"], TARGETS * 8 * TOTAL_WORDS).cast("Q")
         self._connections = Map(maps["connections"], MAPS["connections"])
         self._ends = _Ends(maps["ends"])
-        self.room = bpf.entries_of(maps["connections"]) // 2
-        """How many there can be."""
         self._slots: dict[tuple[int, bytes, int], int] = {}
         """By series and address: the number of a target in the maps. It is never another's."""
         self._remotes: dict[int, Remote] = {}

@@ -6,7 +6,6 @@ Not every kernel has these; ``tests/machine`` runs this file on one that has.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import random
 from collections.abc import Callable
@@ -23,11 +22,12 @@ from tests.support.hosts import (
     by_pieces,
     capture,
     exchange,
+    http3_at,
     target_at,
     wait_for_lines,
     warm_up,
 )
-from tests.support.http3 import Http3Target, http3_get
+from tests.support.http3 import http3_get
 from tests.support.peers import run
 from tests.support.targets import digests, echo
 from tests.support.tls_files import TlsFiles
@@ -60,14 +60,8 @@ def tagged(network: Network) -> Network:
     for (name, cable), addresses in zip(ENDS, ADDRESSES, strict=True):
         number = "10" if "cable0" in cable else "11"
         interface = f"vlan{cable.removeprefix('cable')}"
-        try_to(
-            network,
-            name,
-            "VLANs",
-            *("ip", "link", "add", "link", cable, "name", interface, "type", "vlan"),
-            "id",
-            number,
-        )
+        vlan = ("ip", "link", "add", "link", cable, "name", interface, "type", "vlan", "id", number)
+        try_to(network, name, "VLANs", *vlan)
         network.ip(name, "address", "flush", "dev", cable)
         for address, length in zip(addresses, ("24", "64"), strict=True):
             nodad = () if length == "24" else ("nodad",)
@@ -143,12 +137,11 @@ def test_connections_are_exact_over_bad_cables(network: Network, family: int) ->
 
 def test_an_http3_download_is_exact_over_bad_cables(network: Network, tls_files: Callable[[str], TlsFiles]) -> None:
     disturb(network, *BAD, "corrupt", "1%")
-    with network.at("target"), contextlib.ExitStack() as opening:
-        # Its thread, and so its sockets, are of this namespace.
-        target = opening.enter_context(Http3Target("web", tls_files("web.test"), host=TARGET[4]))
-        stack = opening.pop_all()
-    config = f'[protocols.web]\nprotocol = "quic"\ntarget = ["{target.text}"]\n'
-    with stack, network.proxy(config) as proxy, network.at("client"):
+    with (
+        http3_at(network, TARGET[4], tls_files("web.test")) as target,
+        network.proxy(f'[protocols.web]\nprotocol = "quic"\ntarget = ["{target.text}"]\n') as proxy,
+        network.at("client"),
+    ):
         got = asyncio.run(http3_get(proxy.port, "web.test", ["/bytes/300000"], host=PROXY[4]))
         assert got.bodies == ("x" * 300_000,)
         eventually(lambda: network.in_kernel(proxy) > 150, "the kernel has forwarded")

@@ -18,8 +18,19 @@ import pytest
 
 from rpxy_l4.kernel.netlink import Netlink
 from tests.support import seccomp
-from tests.support.hosts import LOCAL, PROXY, TARGET, Network, capture, control, interfaces, status, wait_for_lines
-from tests.support.http3 import Http3Target, http3_get
+from tests.support.hosts import (
+    LOCAL,
+    PROXY,
+    TARGET,
+    Network,
+    capture,
+    control,
+    http3_at,
+    interfaces,
+    status,
+    wait_for_lines,
+)
+from tests.support.http3 import http3_get
 from tests.support.kernel_path import attached_to, needs_links, way
 from tests.support.netns import Namespaces, inside
 from tests.support.peers import Program, run
@@ -431,12 +442,11 @@ def test_an_http3_download_is_exact_while_packets_are_lost(
     )
     for name in ("client", "target"):
         network.run(name, "nft", rules)
-    with network.at("proxy" if place is LOCAL else "target"), contextlib.ExitStack() as opening:
-        # Its thread, and so its sockets, are of this namespace.
-        target = opening.enter_context(Http3Target("web", tls_files("web.test"), host=place[4]))
-        stack = opening.pop_all()
-    config = f'[protocols.web]\nprotocol = "quic"\ntarget = ["{target.text}"]\n'
-    with stack, network.proxy(config) as proxy, network.at("client"):
+    with (
+        http3_at(network, place[4], tls_files("web.test")) as target,
+        network.proxy(f'[protocols.web]\nprotocol = "quic"\ntarget = ["{target.text}"]\n') as proxy,
+        network.at("client"),
+    ):
         got = asyncio.run(http3_get(proxy.port, "web.test", ["/bytes/1000000"], host=PROXY[4]))
         assert got.bodies == ("x" * 1_000_000,)
         eventually(lambda: network.in_kernel(proxy) > 500, "the kernel has forwarded")

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from rpxy_l4.kernel.netlink import Netlink
+from tests.support.http3 import Http3Target
 from tests.support.netns import Namespaces, inside
 from tests.support.peers import Program, run
 from tests.support.proxy import Proxy, Session, run_cli
 from tests.support.targets import Handler, TcpTarget, read_all, read_exactly
+from tests.support.tls_files import TlsFiles
 from tests.support.udp_echo import UdpEcho
 from tests.support.waiting import PATIENCE, eventually
 
@@ -133,6 +135,16 @@ def target_at(network: Network, host: str, handler: Handler, port: int = 0) -> I
         made = TcpTarget(handler, host, port)
     with made:
         yield made
+
+
+@contextlib.contextmanager
+def http3_at(network: Network, host: str, files: TlsFiles) -> Iterator[Http3Target]:
+    """An HTTP/3 server at a host's address. Its thread, and so its sockets, are of that host."""
+    with network.at("proxy" if host in LOCAL.values() else "target"), contextlib.ExitStack() as opening:
+        target = opening.enter_context(Http3Target("web", files, host=host))
+        stack = opening.pop_all()
+    with stack:
+        yield target
 
 
 def connect(
