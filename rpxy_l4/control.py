@@ -12,7 +12,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import Final, NamedTuple, cast
 
 from rpxy_l4.endings import Detected
 from rpxy_l4.metrics.layout import Directory
@@ -83,6 +83,29 @@ class UseKernelPath:
     slots: int
     capacity: int
     """Of flows, over all slots."""
+
+
+SETTINGS: Final = 0
+"""In place of an interface's number, which is never 0: the map of settings."""
+
+
+class KernelPiece(NamedTuple):
+    """A descriptor of a kernel path."""
+
+    path: bytes
+    """Its token."""
+    number: int
+    """Of the interface that it is linked to, or ``SETTINGS``."""
+
+
+@dataclass(frozen=True, slots=True)
+class HoldKernelPaths:
+    """Supervisor to worker: hold these, so that TCP connections in the kernel outlive the supervisor."""
+
+    pieces: frozenset[KernelPiece]
+    """All of these; what is held besides is to be let go."""
+    new: tuple[KernelPiece, ...]
+    """Whose descriptors come with this message, in their order; the worker owns them then. More may follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +281,7 @@ class Status:
 
 Message = (
     Attach | UseKernelPath | Apply | Addresses | Release | Inherit  # to a worker
-    | OwnInbox | OtherInboxes | Drain | ReopenLogs  # likewise
+    | HoldKernelPaths | OwnInbox | OtherInboxes | Drain | ReopenLogs  # likewise
     | Applied | NotApplied | Released | Inherited | Draining | Status  # from a worker, to the admin process
     | Flows | Taken  # between two workers
 )  # fmt: skip

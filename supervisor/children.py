@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, NoReturn
 
-from rpxy_l4.control import Attach, Message, Place
+from rpxy_l4.control import Attach, KernelPiece, Message, Place
 from rpxy_l4.net.channel import DESCRIPTORS_AT_A_TIME, Channel
 from rpxy_l4.net.connection_inbox import InboxEntry
 from rpxy_l4.supervisor.signals import SIGNALS
@@ -58,6 +58,8 @@ class Child:
     """The workers that it was told to hand connections to."""
     kernel_path: bytes = b""
     """The token of the kernel path that it was told to use; empty for none."""
+    held: frozenset[KernelPiece] = frozenset()
+    """What it was told to hold of kernel paths, for the case that the supervisor dies."""
     addresses_due: bool = False
     """It has not been told the newest addresses of names."""
     drain_due: float | None = None

@@ -7,11 +7,11 @@ import logging
 import selectors
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from rpxy_l4.balance import table
-from rpxy_l4.control import UseKernelPath
+from rpxy_l4.control import HoldKernelPaths, KernelPiece, UseKernelPath
 from rpxy_l4.endings import Reason
 from rpxy_l4.kernel.connections import Connections, Plan
 from rpxy_l4.kernel.layout import Choosing, Remote, address
@@ -19,6 +19,7 @@ from rpxy_l4.kernel.netlink import Filter, Policies
 from rpxy_l4.kernel.path import KernelPath, KernelPathError, Remains, remove_stale_filters
 from rpxy_l4.kernel.routes import Routes
 from rpxy_l4.metrics.layout import Cell
+from rpxy_l4.net.channel import DESCRIPTORS_AT_A_TIME
 from rpxy_l4.snapshot import NEAR_LIMIT, LoadBalance, OnRouteRemoved, Route, Snapshot, Target
 from rpxy_l4.snapshot import KernelPath as Wish
 from rpxy_l4.supervisor.children import Child
@@ -56,7 +57,7 @@ _CHOOSING: Final = {
 }
 
 After = Callable[[float, Callable[[], None]], None]
-PlainRemains = tuple[Sequence[int | tuple[int, int, int, str]], Mapping[str, int]]
+PlainRemains = tuple[Mapping[int, int | tuple[int, int, int, str]], Mapping[str, int]]
 
 
 class Old(NamedTuple):
@@ -231,6 +232,15 @@ class KernelPathKeeper:
         if sent:
             child.kernel_path = token
         return sent
+
+    def share(self, workers: Iterable[Child]) -> bool:
+        """Have workers hold what TCP connections need to outlive this process; False when not all could be told."""
+        pieces = {} if self._path is None else self._path.pieces
+        for old in self._old:
+            pieces |= old.remains.pieces
+        wanted = frozenset(pieces)
+        missed = [child for child in workers if child.held != wanted and not _share(pieces, wanted, child)]
+        return not missed
 
     def clear(self, slots: frozenset[int]) -> None:
         """Take the flows of slots out whose worker is dead and is not replaced at once: their ports are free."""
@@ -437,7 +447,7 @@ class KernelPathKeeper:
         while self._old:
             old = self._old.pop()
             attached = old.remains.attached
-            plain = [each if isinstance(each, int) else (*each,) for each in attached]
+            plain = {number: each if isinstance(each, int) else (*each,) for number, each in attached.items()}
             handed.append((plain, old.remains.maps))
             self._close_books(old.connections)
         return handed
@@ -445,7 +455,8 @@ class KernelPathKeeper:
     def take_over(self, handed: Sequence[PlainRemains]) -> None:
         """Go on with what a program before this one has left."""
         for attached, maps in handed:
-            remains = Remains([each if isinstance(each, int) else Filter(*each) for each in attached], maps)
+            ours = {number: each if isinstance(each, int) else Filter(*each) for number, each in attached.items()}
+            remains = Remains(ours, maps)
             try:
                 self._old.append(Old(remains, Connections(maps)))
             except OSError as error:
@@ -468,6 +479,17 @@ class KernelPathKeeper:
             self._close_books(old.connections)
             old.remains.close()
         self._old.clear()
+
+
+def _share(pieces: Mapping[KernelPiece, int], wanted: frozenset[KernelPiece], child: Child) -> bool:
+    """Have a worker hold these pieces and no others; False when it could not be told."""
+    new = sorted(wanted - child.held)
+    for start in range(0, max(1, len(new)), DESCRIPTORS_AT_A_TIME):
+        now = new[start : start + DESCRIPTORS_AT_A_TIME]
+        if not child.send(HoldKernelPaths(wanted, tuple(now)), [pieces[piece] for piece in now]):
+            return False
+    child.held = wanted
+    return True
 
 
 def _room_for_connections(snapshot: Snapshot) -> int:

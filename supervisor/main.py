@@ -320,6 +320,7 @@ class Supervisor:
             self._begin_upgrade,
             self._govern,
             self._share_inboxes,
+            self._share_kernel_paths,
             self._send_status,
         ):
             self._attempt(step)
@@ -888,6 +889,11 @@ class Supervisor:
         told = {number: self._children[number] for number in self._configurable()}
         if not self._inboxes.update(self._seats, receiving, told, wanted=self._in_force.tcp_balance_workers):
             self._after(RESEND_INTERVAL, self._share_inboxes)
+
+    def _share_kernel_paths(self) -> None:
+        """Have workers hold what the kernel path needs to go on without this process."""
+        if not self._kernel_path.share(self._children[number] for number in self._configurable()):
+            self._after(RESEND_INTERVAL, self._share_kernel_paths)
 
     # Another version of the program
 

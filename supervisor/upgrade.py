@@ -36,7 +36,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 VARIABLE: Final = "RPXY_L4_UPGRADE"
 """In the environment of the new program: its process, and the descriptor of the state."""
 
@@ -99,8 +99,8 @@ class State:
     """Descriptor of the control socket."""
     askers: Sequence[int]
     """Those of operators who wait for the upgrade."""
-    kernel_paths: Sequence[tuple[Sequence[int | tuple[int, int, int, str]], Mapping[str, int]]]
-    """Those with TCP connections: descriptors of links, or filters, and descriptors of maps by name."""
+    kernel_paths: Sequence[tuple[Mapping[int, int | tuple[int, int, int, str]], Mapping[str, int]]]
+    """Those with TCP connections: descriptors of links, or filters, by interface, and descriptors of maps by name."""
 
     def directory(self) -> Directory:
         """Return the directory of series."""
@@ -112,7 +112,7 @@ class State:
         found += [number for *_, numbers in (*self.sockets, *self.admin_sockets) for number in numbers]
         found += [*self.askers] if self.control is None else [self.control, *self.askers]
         for attached, maps in self.kernel_paths:
-            found += [*(each for each in attached if isinstance(each, int)), *maps.values()]
+            found += [*(each for each in attached.values() if isinstance(each, int)), *maps.values()]
         for child in self.children:
             found += [child.descriptor] if child.channel is None else [child.descriptor, child.channel]
         return found

@@ -29,6 +29,7 @@ from rpxy_l4.control import (
     Drain,
     Draining,
     Flows,
+    HoldKernelPaths,
     Inherit,
     Inherited,
     Message,
@@ -44,6 +45,7 @@ from rpxy_l4.control import (
 from rpxy_l4.flow_memory import FlowMemories
 from rpxy_l4.kernel.clients import Clients
 from rpxy_l4.kernel.flows import KernelFlows
+from rpxy_l4.kernel.held import HeldPaths
 from rpxy_l4.logs import Logs
 from rpxy_l4.metrics.layout import MICROSECONDS, Cell
 from rpxy_l4.metrics.slab import Slab
@@ -135,6 +137,9 @@ class Worker:
         self._own_slots: frozenset[int] = frozenset()
         """Slots that are served here, without those on their way."""
         self._offered = NOTHING_OFFERED
+        self._held = HeldPaths()
+        self._is_alone = False
+        """Whether the supervisor is gone."""
         self._routes_timer: asyncio.TimerHandle | None = None
         self._is_looking = False
         """Whether flows are being looked at because of routes."""
@@ -186,6 +191,8 @@ class Worker:
                         self._attach(place, socket.socket(fileno=descriptor))
                 case UseKernelPath():
                     self._use_kernel_path(message, descriptors)
+                case HoldKernelPaths(pieces, new):
+                    self._held.change(pieces, dict(zip(new, descriptors, strict=True)))
                 case Apply():
                     self._apply(message)
                 case Release(slot):
@@ -220,6 +227,8 @@ class Worker:
     def _go_on_alone(self) -> None:
         """Do what the configuration says about the loss of the supervisor."""
         self._unsaid.clear()
+        self._is_alone = True
+        self._held.begin_no_more()
         # From now on, nobody else says what signals mean.
         self._loop.add_signal_handler(signal.SIGTERM, self._end_alone)
         snapshot = None if self._generation is None else self._generation.snapshot
@@ -246,6 +255,8 @@ class Worker:
                 self._release(slot, None)
             case Inherit(slot):
                 self._inherit(slot, None)
+            case HoldKernelPaths(pieces, _):
+                self._held.change(pieces, {})  # other workers have them, too
             case _:
                 self._say(NotApplied())
 
@@ -557,13 +568,18 @@ class Worker:
 
     @property
     def _open(self) -> int:
-        return len(self._sessions) + sum(1 for _ in self._flows())
+        return len(self._sessions) + sum(1 for _ in self._flows()) + self._in_kernel
+
+    @property
+    def _in_kernel(self) -> int:
+        """TCP connections in the kernel that end with this process, if it is the last to hold them."""
+        return self._held.live if self._is_alone else 0
 
     @property
     def _worth_waiting_for(self) -> bool:
         if self._own_inbox is not None and self._own_inbox.waiting():
             return True
-        return bool(self._sessions or self._departing or self._arriving) or not all(
+        return bool(self._sessions or self._departing or self._arriving or self._in_kernel) or not all(
             flow.is_quiet for flow in self._flows()
         )
 

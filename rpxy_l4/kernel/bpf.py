@@ -27,10 +27,12 @@ _PROG_LOAD: Final = 5
 _MAP_LOOKUP_BATCH: Final = 24
 _MAP_LOOKUP: Final = 1
 _LINK_CREATE: Final = 28
+_LINK_DETACH: Final = 34
 
 _NEW_MAP: Final = struct.Struct("=IIIIIII16s")
 _NEW_PROGRAM: Final = struct.Struct("=IIQQIIQII16sII")
 _NEW_LINK: Final = struct.Struct("=IIIIIIQ")
+_LINK: Final = struct.Struct("=I")
 _ELEMENT: Final = struct.Struct("=IxxxxQQQ")
 _BATCH: Final = struct.Struct("=QQQQIIQQ")
 
@@ -123,6 +125,11 @@ def link_to_ingress(program: int, interface: int) -> int:
     OSError: EINVAL from older kernels, ENODEV when the interface is gone, ERANGE when there are too many programs.
     """
     return _call(_LINK_CREATE, _NEW_LINK.pack(program, interface, _TCX_INGRESS, 0, 0, 0, 0))
+
+
+def detach(link: int) -> None:
+    """Detach what a link has attached, whoever else has it open; the descriptor stays the caller's. Raises OSError."""
+    _call(_LINK_DETACH, _LINK.pack(link))
 
 
 def entries_of(descriptor: int) -> int:

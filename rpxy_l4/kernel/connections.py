@@ -18,7 +18,6 @@ from rpxy_l4.kernel import bpf
 from rpxy_l4.kernel.bpf import Map
 from rpxy_l4.kernel.layout import (
     MAPS,
-    NO_UDP,
     SETTINGS_WORDS,
     TARGET_BYTES,
     TARGETS,
@@ -31,6 +30,7 @@ from rpxy_l4.kernel.layout import (
     Remote,
     Setting,
     State,
+    begin_no_more,
     client_of,
     closed_in,
     ends_of,
@@ -204,8 +204,7 @@ class Connections:
 
     def begin_no_more(self) -> None:
         """Leave what is new to the sockets, datagrams too; what there is goes on."""
-        self.pause()
-        self._settings[Setting.FLAGS] |= NO_UDP
+        begin_no_more(self._settings)
 
     def go_on(self, plan: Plan) -> None:
         """Follow this plan, as before."""

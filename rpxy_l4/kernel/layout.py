@@ -92,6 +92,12 @@ def live_in(settings: memoryview) -> int:
     return max(0, settings[Setting.OPENED] - closed)
 
 
+def begin_no_more(settings: memoryview) -> None:
+    """Leave what is new to the sockets, datagrams too; what there is of connections goes on."""
+    settings[Setting.CHOOSING] = Choosing.NONE
+    settings[Setting.FLAGS] |= NO_UDP
+
+
 def closed_in(settings: memoryview) -> int:
     """Return how many connections that were established have ended, from the words of the settings."""
     closed: int = settings[Setting.CLOSED] + settings[Setting.CLOSED_BY_USER_SPACE]

@@ -10,11 +10,12 @@ import os
 import re
 import resource
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from rpxy_l4.balance import BUCKETS
+from rpxy_l4.control import SETTINGS, KernelPiece
 from rpxy_l4.kernel import bpf
 from rpxy_l4.kernel.layout import MAPS, TARGETS, Why, counter_of
 from rpxy_l4.kernel.netlink import Filter, Link, Netlink, Watch
@@ -66,7 +67,7 @@ class KernelPath:
         """Load the program for so many flows, and TCP connections. Raises KernelPathError."""
         self.capacity = capacity
         self.connections = connections
-        self.token = secrets.token_bytes(8)
+        self.token = _new_token()
         """Tells this one from others, before and after."""
         self._watch: Watch | None = None
         self._netlink: Netlink | None = None
@@ -217,7 +218,7 @@ class KernelPath:
     def _detach(self, number: int) -> None:
         attached = self._attached.pop(number)
         if isinstance(attached, int):
-            os.close(attached)
+            _end(attached)
         elif self._netlink is not None:
             with contextlib.suppress(OSError):
                 self._netlink.remove_filter(attached)
@@ -239,11 +240,16 @@ class KernelPath:
             if counter_of(value) // 2 // of_slot in slots:
                 flows.remove(key)
 
+    @property
+    def pieces(self) -> dict[KernelPiece, int]:
+        """What connections, where there may be any, need to outlive this process; descriptors stay this object's."""
+        return _pieces(self.token, self._attached, self._maps) if self.connections else {}
+
     def retire(self) -> Remains:
         """Leave attached what serves the TCP connections that there are, and close the rest. Call nothing else then."""
         for name in self._maps.keys() - _OF_CONNECTIONS:
             os.close(self._maps.pop(name))
-        remains = Remains([*self._attached.values()], dict(self._maps))
+        remains = Remains(dict(self._attached), dict(self._maps), self.token)
         self._attached.clear()
         self._maps.clear()
         self.close()
@@ -272,26 +278,48 @@ class KernelPath:
 class Remains:
     """What is left of a kernel path that has TCP connections only. Owns descriptors."""
 
-    def __init__(self, attached: Sequence[int | Filter], maps: Mapping[str, int]) -> None:
-        """Take ownership."""
+    def __init__(
+        self, attached: Mapping[int, int | Filter], maps: Mapping[str, int], token: bytes | None = None
+    ) -> None:
+        """Take ownership: of links, or filters, by interface, and of maps by name."""
         self.attached = attached
         self.maps = maps
+        self._token = token or _new_token()
 
     @property
-    def descriptors(self) -> list[int]:
-        """All of them."""
-        return [*(each for each in self.attached if isinstance(each, int)), *self.maps.values()]
+    def pieces(self) -> dict[KernelPiece, int]:
+        """What connections need to outlive this process; the descriptors stay this object's."""
+        return _pieces(self._token, self.attached, self.maps)
 
     def close(self) -> None:
         """Detach: what connections there are is no more."""
-        for descriptor in self.descriptors:
+        for each in self.attached.values():
+            if isinstance(each, int):
+                _end(each)
+        for descriptor in self.maps.values():
             os.close(descriptor)
-        filters = [each for each in self.attached if not isinstance(each, int)]
+        filters = [each for each in self.attached.values() if not isinstance(each, int)]
         if filters:
             with contextlib.suppress(OSError), contextlib.closing(Netlink()) as netlink:
                 for each in filters:
                     with contextlib.suppress(OSError):
                         netlink.remove_filter(each)
+
+
+def _new_token() -> bytes:
+    return secrets.token_bytes(8)
+
+
+def _pieces(token: bytes, attached: Mapping[int, int | Filter], maps: Mapping[str, int]) -> dict[KernelPiece, int]:
+    links = {number: each for number, each in attached.items() if isinstance(each, int)}
+    return {KernelPiece(token, number): each for number, each in {SETTINGS: maps["settings"], **links}.items()}
+
+
+def _end(link: int) -> None:
+    """Detach what a link has attached, and close it. Workers may have copies, which mean nothing then."""
+    with contextlib.suppress(OSError):  # the interface is gone
+        bpf.detach(link)
+    os.close(link)
 
 
 def remove_stale_filters() -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -124,23 +124,15 @@ def hang_a_worker(scene: Scene, _traffic: Traffic) -> Excuse:
     return Excuse(scene.hang_worker(victim), DATAGRAMS_OF_A_DEATH)
 
 
-def kill_the_supervisor(scene: Scene, traffic: Traffic) -> Excuse:
-    return lose_supervisor(scene, traffic)
-
-
-def kill_the_supervisor_of_a_service(scene: Scene, traffic: Traffic) -> Excuse:
-    excuse = lose_supervisor(scene, traffic)
-    scene.start_again()
-    return replace(excuse, datagrams=DATAGRAMS_OF_A_DEATH * len(scene.orphans))
-
-
-def lose_supervisor(scene: Scene, traffic: Traffic) -> Excuse:
-    """Kill it: the connections in the kernel path go with it, of new ones those that are under way."""
-    kept = frozenset(client.address for client in traffic.http if client.address is not None)
+def kill_the_supervisor(scene: Scene, _traffic: Traffic) -> Excuse:
     scene.lose_supervisor()
-    if not scene.tcp_by_kernel:
-        return NOTHING
-    return Excuse(kept, first={"new TCP connections": len(traffic.tcp)})
+    return NOTHING
+
+
+def kill_the_supervisor_of_a_service(scene: Scene, _traffic: Traffic) -> Excuse:
+    scene.lose_supervisor()
+    scene.start_again()
+    return Excuse(datagrams=DATAGRAMS_OF_A_DEATH * len(scene.orphans))
 
 
 def reload_wrongly(scene: Scene, _traffic: Traffic) -> Excuse:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import random
 import signal
 import socket
@@ -40,6 +41,7 @@ from tests.support.hosts import (
 from tests.support.kernel_path import attached_to, needs_links
 from tests.support.netns import Namespaces, inside
 from tests.support.peers import Program, run
+from tests.support.proxy import process_title
 from tests.support.seccomp import Rule
 from tests.support.targets import TcpTarget, answers, digests, echo, read_all, read_exactly, reset
 from tests.support.waiting import PATIENCE, eventually
@@ -785,6 +787,110 @@ def test_signals_do_not_keep_it_from_being_loaded(network: Network) -> None:
             over.set()
             thread.join(PATIENCE)
         assert not [line for line in proxy.log() if "refuses the program" in line]
+
+
+@pytest.mark.parametrize("then", ["drain", "serve"])
+def test_connections_outlive_the_supervisor(network: Network, then: str) -> None:
+    needs_links()
+    keys = 'drain_timeout = "60s"\n'
+    network.ip("proxy", "link", "add", "early", "type", "veth", "peer", "early2")
+    with (
+        target_at(network, TARGET[4], echo) as target,
+        network.proxy(f'{keys}on_supervisor_loss = "{then}"\ntcp_target = ["{target.text}"]') as proxy,
+    ):
+        proxy.expect_trouble("the supervisor is gone")
+        workers = proxy.worker_pids().values()
+        children = list(proxy.children())
+        # What workers hold changes with the interfaces.
+        network.ip("proxy", "link", "delete", "early")
+        network.ip("proxy", "link", "add", "late", "type", "veth", "peer", "late2")
+        with network.at("proxy"):
+            late = socket.if_nametoindex("late")
+            eventually(lambda: attached_to(late), "it is attached there")
+        warm_up(network, proxy)
+        with connect(network, proxy) as client:
+
+            def goes_on(data: bytes) -> None:
+                client.sendall(data)
+                assert read_exactly(client, len(data)) == data
+
+            goes_on(b"before")
+            proxy.signal(signal.SIGKILL)
+            proxy.wait_for("the supervisor is gone", count=2)
+            goes_on(b"alone")
+            if then == "serve":
+                for _ in range(3):
+                    assert exchange(network, proxy, b"new") == b"new"
+                assert len(proxy.wait_for_sessions(4)) == 4, "all of them by the sockets"
+                goes_on(b"beside others")
+                for pid in workers:
+                    os.kill(pid, signal.SIGTERM)
+            proxy.wait_for("finishing the TCP sessions that are open", count=2)
+            goes_on(b"in the end")
+            with network.at("proxy"):
+                assert attached_to(late)
+        eventually(lambda: not any(process_title(pid) for pid in children), "the children have ended")
+        with network.at("proxy"), contextlib.closing(Netlink()) as netlink:
+            numbers = [link.number for link in netlink.links()]
+            eventually(lambda: [attached_to(number) for number in numbers] == [[]] * 5, "all is as before")
+
+
+@pytest.mark.skipif(not seccomp.is_supported(), reason="the numbers of system calls are not known")
+def test_on_a_kernel_without_links_connections_outlive_the_supervisor_until_the_next_start(network: Network) -> None:
+    launcher = seccomp.arguments([Rule("bpf", 22, ((0, BPF_LINK_CREATE),))])
+    with target_at(network, TARGET[4], echo) as target:
+        with network.proxy(f'tcp_target = ["{target.text}"]', launcher=launcher) as proxy:
+            proxy.expect_trouble("the supervisor is gone")
+            children = list(proxy.children())
+            warm_up(network, proxy)
+            with connect(network, proxy) as client:
+                proxy.signal(signal.SIGKILL)
+                eventually(lambda: not any(process_title(pid) for pid in children), "the children have ended")
+                client.sendall(b"still there")
+                assert read_exactly(client, 11) == b"still there"
+        with network.proxy(f'kernel_path = "off"\ntcp_target = ["{target.text}"]'):
+            pass
+        with network.at("proxy"), contextlib.closing(Netlink()) as netlink:
+            assert [netlink.filters(link.number) for link in netlink.links()] == [[], [], []]
+
+
+def test_without_a_supervisor_connections_end_with_the_drain_timeout(network: Network) -> None:
+    needs_links()
+    with (
+        target_at(network, TARGET[4], echo) as target,
+        network.proxy(f'drain_timeout = "300ms"\ntcp_target = ["{target.text}"]') as proxy,
+    ):
+        proxy.expect_trouble("the supervisor is gone")
+        children = list(proxy.children())
+        warm_up(network, proxy)
+        with connect(network, proxy) as client:
+            proxy.signal(signal.SIGKILL)
+            proxy.wait_for("closing what is still open: 1 sessions", count=2)
+            eventually(lambda: not any(process_title(pid) for pid in children), "the children have ended")
+            client.sendall(b"late")
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+
+
+def test_what_workers_hold_keeps_nothing_in_the_kernel_that_the_supervisor_has_ended(network: Network) -> None:
+    with (
+        target_at(network, TARGET[4], echo) as target,
+        network.proxy(f'workers = 1\ntcp_target = ["{target.text}"]') as proxy,
+    ):
+        warm_up(network, proxy)
+        assert exchange(network, proxy) == b"hello"
+        by_kernel(proxy, 1)
+        (pid,) = proxy.worker_pids().values()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            proxy.write(f'{HEAD}workers = 1\nkernel_path = "off"\ntcp_target = ["{target.text}"]')
+            proxy.signal(signal.SIGHUP)
+            proxy.wait_for("kernel path: not used")
+            with network.at("proxy"), contextlib.closing(Netlink()) as netlink:
+                assert [attached_to(link.number) for link in netlink.links()] == [[], [], []]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        proxy.wait_for("generation 2 applied")
 
 
 def test_nothing_stays_in_the_kernel_when_all_are_killed(network: Network) -> None:

@@ -50,7 +50,7 @@ def state() -> State:
         last_reload_success=1.0,
         seen=None,
         control=20,
-        kernel_paths=[([22, (1, 2, 3, "name")], {"settings": 23})],
+        kernel_paths=[({4: 22, 5: (1, 2, 3, "name")}, {"settings": 23})],
         askers=[21],
     )
 
