@@ -21,7 +21,7 @@ from tests.support.openssh import sshd
 from tests.support.peers import Program
 from tests.support.ports import free_port
 from tests.support.program import change
-from tests.support.proxy import ROOT, Proxy, process_title
+from tests.support.proxy import ROOT, Proxy, process_state, process_title
 from tests.support.resources import Resources
 from tests.support.service_manager import ServiceManager
 from tests.support.sockets_of import sockets_of
@@ -357,7 +357,7 @@ class Scene:
     def _stop_worker(self, number: int) -> tuple[int, frozenset[Address]]:
         pid = self.proxy.worker_pids()[number]
         os.kill(pid, signal.SIGSTOP)
-        eventually(lambda: _is_stopped(pid), "the worker stands still")
+        eventually(lambda: process_state(pid) == "T", "the worker stands still")
         held = (pair.remote for pair in sockets_of(pid, "tcp") if pair.local[1] == self.port and pair.remote[1])
         return pid, frozenset(held)
 
@@ -367,8 +367,3 @@ class Scene:
     def _serves(self, number: int) -> bool:
         pid = self.proxy.worker_pids()[number]
         return process_title(pid).endswith(f"gen {self.generation}")
-
-
-def _is_stopped(pid: int) -> bool:
-    """Field 3 of /proc/PID/stat, proc(5)."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from tests.e2e.conftest import StartProxy
 from tests.support import seccomp
 from tests.support.descriptors import no_more_descriptors
 from tests.support.netns import Namespaces, inside
-from tests.support.proxy import Proxy
+from tests.support.proxy import Proxy, cpu_seconds
 from tests.support.seccomp import Rule
 from tests.support.targets import TcpTarget, UdpTarget, echo, read_exactly
 from tests.support.waiting import PATIENCE, pass_time
@@ -31,12 +30,6 @@ SHORTAGES: Final = {name: getattr(errno, name) for name in ("EMFILE", "ENFILE", 
 under_seccomp = pytest.mark.skipif(
     not seccomp.is_supported(), reason="the numbers of this machine's system calls are not known"
 )
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process so far: fields utime and stime of proc(5)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def is_served(client: socket.socket) -> bool:

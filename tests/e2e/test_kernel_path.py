@@ -35,7 +35,7 @@ from tests.support.kernel_path import attached_to, needs_links, way
 from tests.support.netns import Namespaces, inside
 from tests.support.peers import Program, run
 from tests.support.ports import free_port
-from tests.support.proxy import Proxy
+from tests.support.proxy import Proxy, process_state
 from tests.support.seccomp import Rule, deny
 from tests.support.tls_files import TlsFiles
 from tests.support.udp_echo import ENOUGH, UdpEcho, ask, enter
@@ -314,6 +314,7 @@ def test_a_worker_that_dies_leaves_nothing_in_the_kernel(network: Network) -> No
         port = enter(client)
         enter(client)
         (pid,) = proxy.worker_pids().values()
+        eventually(lambda: process_state(pid) == "S", "what its sockets sent is counted, too")
         run("kill", "-9", str(pid))
         proxy.wait_for("worker 1 is process")
         eventually(lambda: proxy.worker_pids().get(1, pid) != pid and network.metric(proxy, "workers") == 1)

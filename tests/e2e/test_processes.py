@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.conftest import StartProxy
 from tests.support.program import change, copy_program
-from tests.support.proxy import Proxy, process_title, run_cli
+from tests.support.proxy import Proxy, cpu_seconds, process_title, run_cli
 from tests.support.targets import TcpTarget, UdpTarget, answers, echo, read_all, read_exactly, reports
 from tests.support.udp_echo import UdpEcho, ask, clients
 from tests.support.waiting import PATIENCE, eventually, pass_time
@@ -423,12 +423,6 @@ def test_readiness_and_life(start_proxy: StartProxy) -> None:
 
 
 # Resources.
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process so far: fields utime and stime of proc(5)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_running_out_of_descriptors_pauses_accepting_without_a_spin(start_proxy: StartProxy) -> None:

@@ -378,6 +378,22 @@ def process_title(pid: int) -> str:
         return ""
 
 
+def process_state(pid: int) -> str:
+    """``R``, ``S``, ``T`` and so on."""
+    return _stat(pid)[0]
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far."""
+    fields = _stat(pid)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(pid: int) -> list[str]:
+    """What proc_pid_stat(5) has from its third field on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
 def run_cli(*arguments: str, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the program to its end; for uses that do not serve."""
     return subprocess.run(
