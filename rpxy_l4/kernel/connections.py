@@ -309,9 +309,8 @@ class Connections:
     def lead_anew(self, routes: Routes) -> None:
         """Have the packets of all connections take the ways that the kernel knows now."""
         for key, value in [*self._connections.items()]:
-            destination, source, interface, is_local = way_of(key, value)
-            passage = routes.find(destination, source)
-            if passage is not None and (passage.interface, passage.is_local) != (interface, is_local):
+            passage = routes.find(*way_of(key, value))
+            if passage is not None and with_way(value, *passage) != value:
                 # What is counted in this moment may be lost. That is rare, and better than the connection.
                 newest = self._connections.find(key)
                 if newest is not None:

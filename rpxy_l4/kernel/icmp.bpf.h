@@ -4,30 +4,9 @@
 
 #pragma once
 
+#include "narrow.bpf.h"
 #include "tcp.bpf.h"
 #include "udp.bpf.h"
-
-// RFC 1191: a packet was too big, and how long it may be. linux/icmp.h wants headers that BPF has not.
-struct icmp_too_big {
-    __u8 type;
-    __u8 code;
-    __be16 checksum;
-    __be16 unused;
-    __be16 mtu;
-};
-
-#define ICMP_UNREACHABLE 3
-#define ICMP_TOO_BIG 4
-
-// RFC 4443 section 3.2.
-struct icmpv6_too_big {
-    __u8 type;
-    __u8 code;
-    __be16 checksum;
-    __be32 mtu;
-};
-
-#define ICMPV6_TOO_BIG 2
 
 // Every path takes packets of this length (RFC 791, RFC 8200 section 5), so less is not believed.
 #define LEAST_MTU_IPV4 576

@@ -232,7 +232,7 @@ MAPS: Final = {
     "answers": MapDefinition(MapKind.HASH, KEY_BYTES, 4, 0),
     "choices": MapDefinition(MapKind.ARRAY, 4, 4, 0),
     "remembered": MapDefinition(MapKind.LRU_HASH, KEY_BYTES, _MEMORY.size, 0),
-    "scratches": MapDefinition(MapKind.PERCPU_ARRAY, 4, CONNECTION_BYTES + KEY_BYTES + 16, 0),
+    "scratches": MapDefinition(MapKind.PERCPU_ARRAY, 4, CONNECTION_BYTES + KEY_BYTES + 16 + 128, 0),
     "totals": MapDefinition(MapKind.PERCPU_ARRAY, 4, 8 * TOTAL_WORDS, 0),
     "told": MapDefinition(MapKind.ARRAY, 4, 8 * TOTAL_WORDS, _MMAPABLE),
     "ends": MapDefinition(MapKind.RINGBUF, 0, 0, 0),
@@ -413,11 +413,10 @@ def target_of(value: bytes) -> int:
     return counter_of(value)
 
 
-def way_of(key: bytes, value: bytes) -> tuple[bytes, bytes, int, bool]:
-    """Return where packets of a direction go: destination, our address, the interface, whether it is local."""
+def way_of(key: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Return where packets of a direction go: destination, and our address."""
     source, destination = ends_of(value[: _ADDRESSES.size] + key[_ADDRESSES.size :])
-    interface, _, _, flags, *_ = _WAY.unpack_from(value, _ADDRESSES.size)
-    return destination, source, interface, bool(flags & _TO_LOCAL)
+    return destination, source
 
 
 def with_way(value: bytes, interface: int, mtu: int, is_local: bool) -> bytes:

@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include "narrow.bpf.h"
 #include "tcp_begin.bpf.h"
 
 // A target has refused a SYN, or has not answered the second one. Trust it no more, before user space has reached it again.
@@ -383,7 +384,7 @@ static __always_inline int handle_tcp(struct __sk_buff *skb, __u32 network, stru
         return LEAVE;
     }
     if (step == STEP_DROP)
-        return drop(why);
+        return why == WHY_TOO_BIG ? refuse_length(skb, network, packet, &way) : drop(why);
     if (step == STEP_REFUSED)
         return drop(WHY_REFUSED); // The client tries again: by the sockets, and at other targets.
     if (step == STEP_UNANSWERED)

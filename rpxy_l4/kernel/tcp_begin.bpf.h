@@ -171,7 +171,7 @@ static __always_inline void set_changes(struct flow *way, const struct flow_key 
     way->port_change = fold(difference(&before->source_port, &way->source_port, sizeof(struct ports), 0));
 }
 
-// Have both ends send no longer packets than both ways take: nobody can be told later that one was too long.
+// Have both ends send no longer packets than both ways take, so that none needs to be told later.
 static __always_inline void limit_segments(struct __sk_buff *skb, __u32 network, const struct packet *packet,
                                            const struct segment *segment, __u32 mtu)
 {

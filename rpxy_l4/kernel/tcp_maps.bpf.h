@@ -160,6 +160,7 @@ struct scratch {
     struct flow_key back;
     __u64 reason;
     __u64 step;
+    __u64 headers[16]; // See narrow.bpf.h.
 };
 
 struct {

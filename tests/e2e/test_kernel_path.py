@@ -28,19 +28,18 @@ from tests.support.hosts import (
     http3_at,
     interfaces,
     status,
+    tunnel_to_proxy,
     wait_for_lines,
 )
 from tests.support.http3 import http3_get
 from tests.support.kernel_path import attached_to, needs_links, way
 from tests.support.netns import Namespaces, inside
 from tests.support.peers import Program, run
-from tests.support.ports import free_port
 from tests.support.proxy import Proxy, process_state
 from tests.support.seccomp import Rule, deny
 from tests.support.tls_files import TlsFiles
 from tests.support.udp_echo import ENOUGH, UdpEcho, ask, enter
 from tests.support.waiting import PATIENCE, eventually
-from tests.support.wireguard import tunnel
 
 pytestmark = pytest.mark.netns
 
@@ -473,22 +472,16 @@ def test_iperf3_sends_bursts_through_the_kernel(network: Network) -> None:
 @pytest.mark.parametrize("place", [LOCAL, TARGET], ids=["local", "remote"])
 def test_clients_behind_a_tunnel_are_served_by_the_kernel(network: Network, place: dict[int, str]) -> None:
     """Packets of a tunnel's interface have no hardware addresses; where they leave, they need some."""
-    mark, port = os.getpid() % 100_000, free_port()
     with (
-        tunnel(network.nets["client"], f"wgc{mark}", "10.6.0.1/24", network.folder) as near,
-        tunnel(network.nets["proxy"], f"wgp{mark}", "10.6.0.2/24", network.folder) as far,
+        tunnel_to_proxy(network) as host,
+        network.echo(place[4]) as target,
+        network.proxy(f'kernel_path = "on"\nudp_target = ["{target.text}"]') as proxy,
+        network.at("client"),
+        proxy.udp(host) as client,
     ):
-        far.set("listen-port", str(port), "peer", near.public_key, "allowed-ips", "10.6.0.1/32")
-        near.set("peer", far.public_key, "allowed-ips", "10.6.0.2/32", "endpoint", f"{PROXY[4]}:{port}")
-        with (
-            network.echo(place[4]) as target,
-            network.proxy(f'kernel_path = "on"\nudp_target = ["{target.text}"]') as proxy,
-            network.at("client"),
-            proxy.udp("10.6.0.2") as client,
-        ):
-            port = enter(client)
-            assert enter(client) == port
-            eventually(lambda: network.in_kernel(proxy) >= 2 * ENOUGH, "the kernel forwards")
+        port = enter(client)
+        assert enter(client) == port
+        eventually(lambda: network.in_kernel(proxy) >= 2 * ENOUGH, "the kernel forwards")
 
 
 def test_where_addresses_are_translated_the_sockets_go_on(network: Network) -> None:

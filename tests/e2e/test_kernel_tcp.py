@@ -35,6 +35,7 @@ from tests.support.hosts import (
     exchange,
     status,
     target_at,
+    tunnel_to_proxy,
     wait_for_lines,
     warm_up,
 )
@@ -114,19 +115,23 @@ def test_a_client_on_the_proxys_own_host_is_served_by_the_kernel_too(network: Ne
         assert {session["bytes_in"] for session in by_kernel(proxy, 2)} == {"7000"}
 
 
-@pytest.mark.parametrize("offload", ["on", "off"])
-@pytest.mark.parametrize("family", [4, 6])
-def test_whatever_is_sent_arrives_with_valid_checksums(network: Network, family: int, offload: str) -> None:
-    """Also where the sender leaves the checksum to be finished by a device, and the proxy's device does it."""
+def set_offloads(network: Network, of_ends: str) -> None:
+    """Also where ends leave a checksum to be finished by a device, the proxy's device does it."""
     for name, interface, tx in (
-        ("client", "cable0a", offload),
+        ("client", "cable0a", of_ends),
         ("proxy", "cable0b", "off"),
         ("proxy", "cable1a", "off"),
-        ("target", "cable1b", offload),
+        ("target", "cable1b", of_ends),
     ):
         # What ends receive is not joined: tcpdump shall see it as it is on the wire.
         gro = tx if name == "proxy" else "off"
         network.run(name, "ethtool", "-K", interface, "tx", tx, "gso", tx, "gro", gro, "tso", tx)
+
+
+@pytest.mark.parametrize("offload", ["on", "off"])
+@pytest.mark.parametrize("family", [4, 6])
+def test_whatever_is_sent_arrives_with_valid_checksums(network: Network, family: int, offload: str) -> None:
+    set_offloads(network, offload)
     data = random.Random(2).randbytes(100_000)
     with (
         target_at(network, TARGET[family], echo) as target,
@@ -603,6 +608,59 @@ def test_a_router_that_wants_shorter_packets_is_heard_by_the_end_that_it_means(n
                     client.shutdown(socket.SHUT_WR)
                     assert read_all(client) == data
             by_kernel(proxy)
+
+
+@pytest.mark.parametrize("offload", ["on", "off"])
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("side", ["client", "target"])
+def test_open_connections_go_on_where_the_way_becomes_narrower(
+    network: Network, side: str, family: int, offload: str
+) -> None:
+    """Nobody but this host knows, and there is no socket here that would say so."""
+    set_offloads(network, offload)
+    cable = (("client", "cable0a"), ("proxy", "cable0b"))
+    if side == "target":
+        cable = (("target", "cable1b"), ("proxy", "cable1a"))
+    data = random.Random(5).randbytes(300_000)
+    with (
+        target_at(network, TARGET[family], echo) as target,
+        network.proxy(f'tcp_target = ["{target.text}"]\n{control(network)}') as proxy,
+    ):
+        warm_up(network, proxy, PROXY[family])
+        with connect(network, proxy, PROXY[family]) as client:
+            for _ in range(2):
+                client.sendall(data[:100])
+                assert read_exactly(client, 100) == data[:100]
+            for name, interface in cable:
+                network.ip(name, "link", "set", interface, "mtu", "1300")
+            thread = threading.Thread(target=client.sendall, args=(data,))
+            thread.start()
+            assert read_exactly(client, len(data)) == data
+            thread.join(PATIENCE)
+        by_kernel(proxy, 1, bytes_in=str(len(data) + 200), bytes_out=str(len(data) + 200))
+        assert "too big" in status(network)
+
+
+def test_clients_behind_a_tunnel_hear_that_the_way_becomes_narrower(network: Network) -> None:
+    """Packets of a tunnel's interface have no hardware addresses."""
+    data = random.Random(6).randbytes(300_000)
+    with (
+        tunnel_to_proxy(network) as host,
+        target_at(network, TARGET[4], echo) as target,
+        network.proxy(f'tcp_target = ["{target.text}"]\n{control(network)}') as proxy,
+    ):
+        warm_up(network, proxy, host)
+        with connect(network, proxy, host) as client:
+            client.sendall(data[:100])
+            assert read_exactly(client, 100) == data[:100]
+            for name, interface in (("target", "cable1b"), ("proxy", "cable1a")):
+                network.ip(name, "link", "set", interface, "mtu", "1300")
+            thread = threading.Thread(target=client.sendall, args=(data,))
+            thread.start()
+            assert read_exactly(client, len(data)) == data
+            thread.join(PATIENCE)
+        by_kernel(proxy, 1, bytes_in=str(len(data) + 100))
+        assert "too big" in status(network)
 
 
 def test_a_connection_is_exact_while_packets_are_lost(network: Network) -> None:

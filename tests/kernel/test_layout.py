@@ -191,10 +191,12 @@ def test_a_connection_is_read_as_the_program_writes_it(types: Types) -> None:
     assert layout.progress_of(found) == (State.ESTABLISHED, 100, 200, 300)
     assert layout.is_from_client(found)
     assert layout.target_of(found) == 9
-    assert layout.way_of(key, found) == (b"\xc0\0\2\4", b"\xc0\0\2\3", 7, True)
+    assert layout.way_of(key, found) == (b"\xc0\0\2\4", b"\xc0\0\2\3")
     assert layout.other_key(key, found) == flow_key(address("192.0.2.4", 4), address("192.0.2.3", 3), 6)
-    assert layout.way_of(key, layout.with_way(found, 8, 1400, is_local=False))[2:] == (8, False)
-    assert layout.is_from_client(layout.with_way(found, 8, 1400, is_local=False))
+    other = layout.with_way(found, 8, 1400, is_local=False)
+    assert layout.is_from_client(other)
+    assert other not in {found, layout.with_way(found, 8, 1300, is_local=False)}
+    assert layout.with_way(other, 8, 1400, is_local=False) == other
 
 
 def test_a_target_has_its_fields_where_the_program_looks_for_them(types: Types) -> None:

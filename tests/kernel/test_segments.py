@@ -614,7 +614,6 @@ UNUSUAL: Final[dict[Why, Any]] = {
     Why.OPTIONS: {"ip_options": b"\1\1\1\1"},
     Why.FRAGMENT: {"fragment": 0x2000},
     Why.HOP_LIMIT: {"hop_limit": 1},
-    Why.TOO_BIG: {"payload": bytes(MTU - 39)},
 }
 
 
@@ -783,6 +782,46 @@ def test_a_routers_word_reaches_the_end_that_it_means(bench: Bench, family: int,
     assert bytes(said) == bytes(inner)
 
 
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("side", ["client", "target"])
+def test_the_sender_of_what_is_too_long_for_the_way_is_told(bench: Bench, family: int, side: str) -> None:
+    made, rng = Connection(bench, family), Random(9)
+    header = 20 if family == 4 else 40
+    sender = made.client if side == "client" else made.target
+    fits = replace(sender, payload=bytes(MTU - header - 20))
+    assert bench.give(fits.packet())[0] == REDIRECTED
+    for number in range(1, 200):
+        original = replace(
+            fits, payload=rng.randbytes(len(fits.payload) + number), sequence=rng.randrange(1 << 32),
+            acknowledged=rng.randrange(1 << 32), options=TIME if number % 2 else b"",
+        ).packet()  # fmt: skip
+        verdict, packet = bench.give(original)
+        assert verdict == REDIRECTED
+        assert_says_too_long(packet, original)
+    assert bench.left() == {"TOO_BIG": 199}
+
+
+def assert_says_too_long(packet: bytes, original: bytes) -> None:
+    """It tells the sender of the original, in the name of the receiver, what ``MTU`` is."""
+    header = 20 if original[12] == 8 else 40
+    ip, icmp, returned = packet[14 : 14 + header], packet[14 + header :], packet[22 + header :]
+    assert len(returned) == header + 20
+    if header == 20:
+        assert ip[:2] + ip[8:10] + ip[12:] == b"\x45\0\x40\1" + original[30:34] + original[26:30]
+        assert struct.unpack("!H", ip[2:4])[0] == len(packet) - 14
+        assert total(ip) == total(icmp) == 0xFFFF
+        assert icmp[:2] + icmp[4:8] == struct.pack("!BBHH", 3, 4, 0, MTU)
+    else:
+        assert ip == struct.pack("!IHBB", 6 << 28, len(icmp), 58, 64) + original[38:54] + original[22:38]
+        assert total(ip[8:] + struct.pack("!II", len(icmp), 58) + icmp) == 0xFFFF
+        assert icmp[:2] + icmp[4:8] == struct.pack("!BBI", 2, 0, MTU)
+    at = header + 16
+    assert returned[:at] + returned[at + 2 :] == original[14:][:at] + original[14:][at + 2 : header + 20]
+    # A device may be going to finish what it takes for the checksum of the original.
+    (checksum,) = struct.unpack("!H", returned[at : at + 2])
+    assert ~total(returned[header:]) & 0xFFFF in {checksum, 0 if checksum == 0xFFFF else checksum}
+
+
 def test_a_routers_word_about_strangers_is_left_as_it_is(bench: Bench) -> None:
     Connection(bench)
     for family in (4, 6):
@@ -856,7 +895,7 @@ def test_no_packet_is_rewritten_wrongly_and_none_of_others_is_dropped(bench: Ben
     random = Random(7)
     made = {family: Connection(bench, family) for family in (4, 6)}
     bench.connections.pause()
-    rewritten = 0
+    rewritten = too_long = 0
     for _ in range(20_000):
         family = random.choice((4, 6))
         way = random.choice((made[family].client, made[family].target))
@@ -880,15 +919,20 @@ def test_no_packet_is_rewritten_wrongly_and_none_of_others_is_dropped(bench: Ben
             assert not is_ours, packet.hex()
         elif verdict == DROPPED:
             assert is_ours, packet.hex()
+        elif len(then) != len(packet):
+            assert is_ours, packet.hex()
+            assert len(packet) > MTU, packet.hex()
+            assert_says_too_long(then, packet)
+            too_long += 1
         else:
             assert is_ours, packet.hex()
             rewritten += 1
-            assert len(then) == len(packet)
             assert checksum_errors(then) == checksum_errors(packet), packet.hex()
             assert then[12:14] == packet[12:14]
             header = 20 if packet[12] == 8 else 40
             assert then[14 + header + 4 : 14 + header + 16] == packet[14 + header + 4 : 14 + header + 16]
     assert rewritten > 1000
+    assert too_long > 100
     assert bench.connections.live == 2, "nothing of it was an end"
 
 

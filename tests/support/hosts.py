@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -13,11 +14,13 @@ from rpxy_l4.kernel.netlink import Netlink
 from tests.support.http3 import Http3Target
 from tests.support.netns import Namespaces, inside
 from tests.support.peers import Program, run
+from tests.support.ports import free_port
 from tests.support.proxy import Proxy, Session, run_cli
 from tests.support.targets import Handler, TcpTarget, read_all, read_exactly
 from tests.support.tls_files import TlsFiles
 from tests.support.udp_echo import UdpEcho
 from tests.support.waiting import PATIENCE, eventually
+from tests.support.wireguard import tunnel
 
 CLIENT: Final = {4: "10.1.0.1", 6: "2001:db8:1::1"}
 PROXY: Final = {4: "10.1.0.2", 6: "2001:db8:1::2"}
@@ -73,6 +76,19 @@ class Network:
     def in_kernel(self, proxy: Proxy) -> int:
         """How many datagrams were forwarded by the kernel, as far as that is counted by now."""
         return int(self.metric(proxy, "kernel_datagrams_total"))
+
+
+@contextlib.contextmanager
+def tunnel_to_proxy(network: Network) -> Iterator[str]:
+    """Lead the client to the proxy by WireGuard, too; the proxy's address there."""
+    mark, port = os.getpid() % 100_000, free_port()
+    with (
+        tunnel(network.nets["client"], f"wgc{mark}", "10.6.0.1/24", network.folder) as near,
+        tunnel(network.nets["proxy"], f"wgp{mark}", "10.6.0.2/24", network.folder) as far,
+    ):
+        far.set("listen-port", str(port), "peer", near.public_key, "allowed-ips", "10.6.0.1/32")
+        near.set("peer", far.public_key, "allowed-ips", "10.6.0.2/32", "endpoint", f"{PROXY[4]}:{port}")
+        yield "10.6.0.2"
 
 
 @contextlib.contextmanager
