@@ -273,10 +273,10 @@ def _print_version(*, verbose: bool, config: Path | None) -> None:
     from rpxy_l4.kernel.path import why_not
     from rpxy_l4.net.kernel import features
 
-    snapshot = None if config is None else _load(config)
     print(f"rpxy-l4 {VERSION}")
     if not verbose:
         return
+    snapshot = None if config is None else _load(config)
     rows = [("Python", f"{platform.python_version()} ({platform.python_implementation()})")]
     rows += [(package, _version_of(package)) for package in ("uvloop", "cryptography")]
     rows.append(("data path", "compiled" if _is_compiled() else "interpreted"))
