@@ -454,6 +454,9 @@ class KernelPathKeeper:
 
     def take_over(self, handed: Sequence[PlainRemains]) -> None:
         """Go on with what a program before this one has left."""
+        if handed and self._routes is None:
+            with contextlib.suppress(OSError):  # then they do not follow routes
+                self._routes = Routes()
         for attached, maps in handed:
             ours = {number: each if isinstance(each, int) else Filter(*each) for number, each in attached.items()}
             remains = Remains(ours, maps)
@@ -488,7 +491,7 @@ def _share(pieces: Mapping[KernelPiece, int], wanted: frozenset[KernelPiece], ch
         now = new[start : start + DESCRIPTORS_AT_A_TIME]
         if not child.send(HoldKernelPaths(wanted, tuple(now)), [pieces[piece] for piece in now]):
             return False
-    child.held = wanted
+        child.held = child.held & wanted | frozenset(now)
     return True
 
 

@@ -891,8 +891,12 @@ class Supervisor:
             self._after(RESEND_INTERVAL, self._share_inboxes)
 
     def _share_kernel_paths(self) -> None:
-        """Have workers hold what the kernel path needs to go on without this process."""
-        if not self._kernel_path.share(self._children[number] for number in self._configurable()):
+        """Have workers hold what the kernel path needs to go on without this process.
+
+        One for which something was lost first has a moment, until it is sent the configuration anew.
+        """
+        workers = [self._children[number] for number in self._configurable() if self._children[number].sent]
+        if not self._kernel_path.share(workers):
             self._after(RESEND_INTERVAL, self._share_kernel_paths)
 
     # Another version of the program
@@ -1185,7 +1189,7 @@ class Supervisor:
                 if number in self._configurable():
                     # What it has was confirmed; the rest is sent again, and it has its full time for that.
                     child.sent, child.places = 0, child.confirmed
-                    child.inbox, child.colleagues, child.kernel_path = None, {}, b""
+                    child.inbox, child.colleagues, child.kernel_path, child.held = None, {}, b"", frozenset()
                     self._seats[number].asked = time.monotonic()
                     self._after(RESEND_INTERVAL, self._resend)
             case Released(slot) | Inherited(slot):

@@ -19,6 +19,7 @@ from rpxy_l4.detect.udp import preload
 from rpxy_l4.endings import Detected
 from rpxy_l4.kernel.clients import Clients
 from rpxy_l4.kernel.flows import Amount, KernelFlows
+from rpxy_l4.kernel.held import HeldPaths
 from rpxy_l4.limits import TokenBucket
 from rpxy_l4.metrics.layout import (
     L_SOCKET_ERRORS,
@@ -254,6 +255,10 @@ class Context:
         """The kernel path; None where there is none."""
         self.clients: Clients | None = None
         """Those whose TCP connections the kernel path may begin; None where there is none."""
+        self.held = HeldPaths()
+        """What TCP connections in the kernel need to outlive the supervisor."""
+        self.is_alone = False
+        """Whether the supervisor is gone."""
         self._resuming = False
         self.demand = 0
         """Descriptors that the present sessions have or may come to need."""
@@ -277,6 +282,8 @@ class Context:
 
     def _in_kernel(self) -> int:
         """Return how many TCP connections are in the kernel path."""
+        if self.is_alone:
+            return self.held.live
         row = self._kernel_row
         # Those of all kernel paths, a second ago; and those of the present one.
         counted = row[Cell.TCP_OPENED] - row[Cell.TCP_CLOSED]

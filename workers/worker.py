@@ -32,6 +32,7 @@ from rpxy_l4.control import (
     HoldKernelPaths,
     Inherit,
     Inherited,
+    KernelPiece,
     Message,
     NotApplied,
     OtherInboxes,
@@ -45,7 +46,6 @@ from rpxy_l4.control import (
 from rpxy_l4.flow_memory import FlowMemories
 from rpxy_l4.kernel.clients import Clients
 from rpxy_l4.kernel.flows import KernelFlows
-from rpxy_l4.kernel.held import HeldPaths
 from rpxy_l4.logs import Logs
 from rpxy_l4.metrics.layout import MICROSECONDS, Cell
 from rpxy_l4.metrics.slab import Slab
@@ -137,9 +137,6 @@ class Worker:
         self._own_slots: frozenset[int] = frozenset()
         """Slots that are served here, without those on their way."""
         self._offered = NOTHING_OFFERED
-        self._held = HeldPaths()
-        self._is_alone = False
-        """Whether the supervisor is gone."""
         self._routes_timer: asyncio.TimerHandle | None = None
         self._is_looking = False
         """Whether flows are being looked at because of routes."""
@@ -192,7 +189,7 @@ class Worker:
                 case UseKernelPath():
                     self._use_kernel_path(message, descriptors)
                 case HoldKernelPaths(pieces, new):
-                    self._held.change(pieces, dict(zip(new, descriptors, strict=True)))
+                    self._hold(pieces, dict(zip(new, descriptors, strict=True)))
                 case Apply():
                     self._apply(message)
                 case Release(slot):
@@ -227,12 +224,15 @@ class Worker:
     def _go_on_alone(self) -> None:
         """Do what the configuration says about the loss of the supervisor."""
         self._unsaid.clear()
-        self._is_alone = True
-        self._held.begin_no_more()
+        self._context.is_alone = True
+        self._context.held.begin_no_more()
         # From now on, nobody else says what signals mean.
         self._loop.add_signal_handler(signal.SIGTERM, self._end_alone)
         snapshot = None if self._generation is None else self._generation.snapshot
-        if self._drain_until is None and snapshot is not None and snapshot.on_supervisor_loss is OnSupervisorLoss.SERVE:
+        if self._drain_until is not None:  # it goes on with that
+            EVENTS.error("the supervisor is gone")
+            self._close_udp()
+        elif snapshot is not None and snapshot.on_supervisor_loss is OnSupervisorLoss.SERVE:
             EVENTS.error("the supervisor is gone; serving on, until TERM")
         else:
             EVENTS.error("the supervisor is gone")
@@ -255,8 +255,6 @@ class Worker:
                 self._release(slot, None)
             case Inherit(slot):
                 self._inherit(slot, None)
-            case HoldKernelPaths(pieces, _):
-                self._held.change(pieces, {})  # other workers have them, too
             case _:
                 self._say(NotApplied())
 
@@ -455,6 +453,12 @@ class Worker:
 
     # The kernel path
 
+    def _hold(self, pieces: frozenset[KernelPiece], new: Mapping[KernelPiece, int]) -> None:
+        """Hold what TCP connections in the kernel need to outlive the supervisor."""
+        context, before = self._context, len(self._context.held)
+        context.held.change(pieces, new)
+        context.demand += len(context.held) - before
+
     def _use_kernel_path(self, message: UseKernelPath, descriptors: list[int]) -> None:
         """Put flows in this one, and in none of before."""
         context, before = self._context, self._context.kernel
@@ -573,7 +577,7 @@ class Worker:
     @property
     def _in_kernel(self) -> int:
         """TCP connections in the kernel that end with this process, if it is the last to hold them."""
-        return self._held.live if self._is_alone else 0
+        return self._context.held.dependent if self._context.is_alone else 0
 
     @property
     def _worth_waiting_for(self) -> bool:

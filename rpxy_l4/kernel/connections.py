@@ -39,6 +39,7 @@ from rpxy_l4.kernel.layout import (
     live_in,
     memory_value,
     other_key,
+    pending_in,
     progress_of,
     read_end,
     series_of,
@@ -116,9 +117,7 @@ class Connections:
     @property
     def pending(self) -> int:
         """How many there are, with those that are not established as yet."""
-        settings = self._settings
-        over = settings[Setting.OVER] + settings[Setting.ENDED]
-        return max(0, settings[Setting.BEGUN] - over)
+        return pending_in(self._settings)
 
     def uncounted(self) -> tuple[int, int]:
         """Return how many were established, and how many of these have ended, since this was last asked."""

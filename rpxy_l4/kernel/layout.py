@@ -92,6 +92,12 @@ def live_in(settings: memoryview) -> int:
     return max(0, settings[Setting.OPENED] - closed)
 
 
+def pending_in(settings: memoryview) -> int:
+    """Return how many connections there are, with those not established as yet, from the words of the settings."""
+    over = settings[Setting.OVER] + settings[Setting.ENDED]
+    return max(0, settings[Setting.BEGUN] - over)
+
+
 def begin_no_more(settings: memoryview) -> None:
     """Leave what is new to the sockets, datagrams too; what there is of connections goes on."""
     settings[Setting.CHOOSING] = Choosing.NONE
@@ -178,7 +184,8 @@ class MapKind(enum.IntEnum):
 class Why(enum.IntEnum):
     """Why a packet that belongs to a flow in the kernel path was left to the sockets.
 
-    Of a TCP connection there, which has no sockets, it was dropped; a connection's first packet was left to them.
+    Of a TCP connection there, which has no sockets, it was dropped, and its sender told where it was too long; a
+    connection's first packet was left to them.
     """
 
     FRAGMENT = 0

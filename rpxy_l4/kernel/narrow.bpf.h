@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Packets of a connection that are too long for the way on: their sender hears it, as from any router.
+// What the sender of a packet is told that is too long for the way on: the same as by any router.
 
 #pragma once
 
@@ -144,28 +144,4 @@ static __always_inline int answer_too_big(struct __sk_buff *skb, __u32 network, 
         result = bpf_skb_store_bytes(skb, network, answer, sizeof(*answer), BPF_F_RECOMPUTE_CSUM);
     }
     return result ? WHY_FAULT : CHANGED;
-}
-
-// Tell the sender of a packet that it may be no longer than this; "way" is that of the packet.
-static __always_inline int refuse_length(struct __sk_buff *skb, __u32 network, const struct packet *packet,
-                                         const struct flow *way)
-{
-    struct flow back = {};
-    struct connection *other;
-    struct flow_key key;
-    int result;
-
-    turn(way, &packet->key, &key);
-    other = bpf_map_lookup_elem(&connections, &key);
-    if (!other)
-        return drop(WHY_TOO_BIG);
-    back.interface = other->way.interface;
-    back.flags = other->way.flags;
-    result = answer_too_big(skb, network, packet, way->mtu);
-    if (result != CHANGED)
-        return drop(result);
-    leave(WHY_TOO_BIG);
-    if (!network && !is_here(skb, &back) && bpf_skb_change_head(skb, ETH_HLEN, 0))
-        return drop(WHY_BROKEN);
-    return pass(skb, &back);
 }

@@ -46,8 +46,8 @@ struct flow {
     __u32 port_change;    // that this machine has.
 };
 
-// Why a packet of a flow is left to the sockets or, of a TCP connection, which has none, dropped. In the order of Why in
-// layout.py.
+// Why a packet of a flow is left to the sockets or, of a TCP connection, which has none, dropped; its sender hears of one
+// that is too big. In the order of Why in layout.py.
 enum why {
     WHY_FRAGMENT,
     WHY_OPTIONS,

@@ -59,7 +59,7 @@ class KernelPathError(Exception):
 class KernelPath:
     """The program, its maps, and where it is attached. Owns their descriptors.
 
-    All of it is gone from the kernel when they are closed and no worker has the maps open any more; after
+    All of it is gone from the kernel when they are closed and no worker has any of them open any more; after
     :meth:`attach` with filters, the way of kernels before 6.6, :meth:`close` has to be called.
     """
 

@@ -7,6 +7,8 @@ from typing import Final, NamedTuple
 from rpxy_l4.kernel.netlink import Netlink, Watch
 
 _MOST_KNOWN: Final = 4096
+_IPV4_BYTES: Final = 4
+_LEAST_MTU: Final = 1280
 
 
 class Passage(NamedTuple):
@@ -63,7 +65,11 @@ class Routes:
                 mtu = self._mtus[route.interface] = self._netlink.mtu(route.interface)
         except OSError:  # changing at this moment, or no memory: the sockets know a way, or there is none
             return None
-        return Passage(route.interface, min(mtu, route.mtu or mtu), route.is_local)
+        mtu = min(mtu, route.mtu or mtu)
+        # Whatever the route says, every link takes so much of IPv6 (RFC 8200 section 5), and ends send it.
+        return Passage(
+            route.interface, mtu if len(destination) == _IPV4_BYTES else max(mtu, _LEAST_MTU), route.is_local
+        )
 
     def forget(self) -> None:
         """Ask anew from now on."""

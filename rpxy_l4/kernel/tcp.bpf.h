@@ -356,6 +356,32 @@ static __always_inline enum step look(const struct __sk_buff *skb, const struct 
     return attend(packet, segment, this, way, now);
 }
 
+// Tell the sender of a packet that it is too long; "way" is that of the packet. As in Linux, there is no limit to such
+// answers: it would break what they are for. Strangers do not get any.
+static __always_inline int refuse_length(struct __sk_buff *skb, __u32 network, const struct packet *packet,
+                                         const struct segment *segment, const struct flow *way)
+{
+    struct connection *other;
+    struct flow back = {};
+    struct flow_key key;
+    int result;
+
+    turn(way, &packet->key, &key);
+    other = bpf_map_lookup_elem(&connections, &key);
+    if (!other || !leads_back(other, &packet->key) || !(other->state & STATE_ESTABLISHED) ||
+        !is_credible(packet, segment, other))
+        return drop(WHY_TOO_BIG);
+    back.interface = other->way.interface;
+    back.flags = other->way.flags;
+    result = answer_too_big(skb, network, packet, way->mtu);
+    if (result != CHANGED)
+        return drop(result);
+    leave(WHY_TOO_BIG);
+    if (!network && !is_here(skb, &back) && bpf_skb_change_head(skb, ETH_HLEN, 0))
+        return drop(WHY_BROKEN);
+    return pass(skb, &back);
+}
+
 static __always_inline int handle_tcp(struct __sk_buff *skb, __u32 network, struct packet *packet)
 {
     struct settings *wanted = settings_now();
@@ -384,7 +410,7 @@ static __always_inline int handle_tcp(struct __sk_buff *skb, __u32 network, stru
         return LEAVE;
     }
     if (step == STEP_DROP)
-        return why == WHY_TOO_BIG ? refuse_length(skb, network, packet, &way) : drop(why);
+        return why == WHY_TOO_BIG ? refuse_length(skb, network, packet, &segment, &way) : drop(why);
     if (step == STEP_REFUSED)
         return drop(WHY_REFUSED); // The client tries again: by the sockets, and at other targets.
     if (step == STEP_UNANSWERED)

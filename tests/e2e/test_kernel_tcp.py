@@ -11,6 +11,7 @@ import random
 import signal
 import socket
 import threading
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
 
@@ -20,6 +21,7 @@ from rpxy_l4.balance import rank
 from rpxy_l4.kernel.netlink import Netlink
 from rpxy_l4.snapshot import LoadBalance, Target
 from tests.support import openssh, seccomp
+from tests.support.descriptors import no_more_descriptors
 from tests.support.hosts import (
     CLIENT,
     LOCAL,
@@ -895,14 +897,18 @@ def test_connections_outlive_the_supervisor(network: Network, then: str) -> None
 
 @pytest.mark.skipif(not seccomp.is_supported(), reason="the numbers of system calls are not known")
 def test_on_a_kernel_without_links_connections_outlive_the_supervisor_until_the_next_start(network: Network) -> None:
+    keys = 'drain_timeout = "60s"\n'
     launcher = seccomp.arguments([Rule("bpf", 22, ((0, BPF_LINK_CREATE),))])
     with target_at(network, TARGET[4], echo) as target:
-        with network.proxy(f'tcp_target = ["{target.text}"]', launcher=launcher) as proxy:
+        with network.proxy(f'{keys}tcp_target = ["{target.text}"]', launcher=launcher) as proxy:
             proxy.expect_trouble("the supervisor is gone")
             children = list(proxy.children())
             warm_up(network, proxy)
             with connect(network, proxy) as client:
+                client.sendall(b"there")
+                assert read_exactly(client, 5) == b"there"
                 proxy.signal(signal.SIGKILL)
+                # Long before the drain timeout: it does not depend on them.
                 eventually(lambda: not any(process_title(pid) for pid in children), "the children have ended")
                 client.sendall(b"still there")
                 assert read_exactly(client, 11) == b"still there"
@@ -910,6 +916,65 @@ def test_on_a_kernel_without_links_connections_outlive_the_supervisor_until_the_
             pass
         with network.at("proxy"), contextlib.closing(Netlink()) as netlink:
             assert [netlink.filters(link.number) for link in netlink.links()] == [[], [], []]
+
+
+def test_what_could_not_be_held_for_want_of_descriptors_is_held_later(network: Network) -> None:
+    needs_links()
+    keys = 'workers = 1\ndrain_timeout = "60s"\n'
+    with (
+        target_at(network, TARGET[4], echo) as target,
+        network.proxy(f'{keys}kernel_path = "off"\ntcp_target = ["{target.text}"]') as proxy,
+    ):
+        proxy.expect_trouble("the supervisor is gone|out of descriptors")
+        (pid,) = proxy.worker_pids().values()
+        children = list(proxy.children())
+        with no_more_descriptors(pid):
+            proxy.write(f'{HEAD}{keys}tcp_target = ["{target.text}"]')
+            proxy.signal(signal.SIGHUP)
+            proxy.wait_for("out of descriptors")
+        proxy.wait_for("generation 2 applied on")
+        eventually(lambda: links_of(pid) == 3, "it holds one for each interface")
+        warm_up(network, proxy)
+        with connect(network, proxy) as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+            proxy.signal(signal.SIGKILL)
+            proxy.wait_for("the supervisor is gone")
+            client.sendall(b"y")
+            assert client.recv(1) == b"y"
+        eventually(lambda: not any(process_title(pid) for pid in children), "the children have ended")
+
+
+def links_of(pid: int) -> int:
+    """How many links of eBPF programs a process has open."""
+    folder = Path(f"/proc/{pid}/fd")
+    return sum(str(each.readlink()) == "anon_inode:bpf_link" for each in folder.iterdir())
+
+
+def test_without_a_supervisor_connections_beside_those_in_the_kernel_have_the_whole_limit(network: Network) -> None:
+    needs_links()
+    keys = 'tcp_max_connections = 100\non_supervisor_loss = "serve"\n'
+    with (
+        target_at(network, TARGET[4], echo) as target,
+        network.proxy(f'{keys}tcp_target = ["{target.text}"]\n{control(network)}') as proxy,
+        contextlib.ExitStack() as stack,
+    ):
+        proxy.expect_trouble("the supervisor is gone")
+        workers = proxy.worker_pids().values()
+        warm_up(network, proxy)
+        with contextlib.ExitStack() as early:
+            for _ in range(20):
+                early.enter_context(connect(network, proxy))
+            proxy.admin_port = 9448
+            eventually(lambda: network.metric(proxy, "kernel_connections") == 20, "they are in the kernel, and counted")
+            proxy.signal(signal.SIGKILL)
+            proxy.wait_for("the supervisor is gone", count=2)
+        for _ in range(100):
+            client = stack.enter_context(connect(network, proxy))
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_without_a_supervisor_connections_end_with_the_drain_timeout(network: Network) -> None:
@@ -925,6 +990,8 @@ def test_without_a_supervisor_connections_end_with_the_drain_timeout(network: Ne
             proxy.signal(signal.SIGKILL)
             proxy.wait_for("closing what is still open: 1 sessions", count=2)
             eventually(lambda: not any(process_title(pid) for pid in children), "the children have ended")
+            with network.at("proxy"):
+                eventually(lambda: not attached_to(1), "nobody holds it any more")
             client.sendall(b"late")
             with pytest.raises(ConnectionResetError):
                 client.recv(1)

@@ -282,6 +282,25 @@ def test_workers_serve_on_without_a_supervisor_if_told_to_until_each_is_told_to_
             eventually(lambda: not any(process_title(pid) for pid in children), "the children have ended")
 
 
+@pytest.mark.parametrize("order", [signal.SIGTTOU, signal.SIGTERM, signal.SIGUSR2])
+def test_workers_that_drain_go_on_with_that_without_a_supervisor(tmp_path: Path, order: signal.Signals) -> None:
+    with TcpTarget(echo) as target:
+        proxy = Proxy(tmp_path, f'tcp_target = ["{target.text}"]\ndrain_timeout = "60s"\n')
+        proxy.expect_trouble("supervisor is gone")
+        with proxy, contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(proxy.connect()) for _ in range(8)]
+            assert all(map(is_alive, clients))
+            proxy.signal(order)
+            eventually(lambda: any("draining" in title for title in proxy.children().values()), "it drains")
+            children = list(proxy.children())
+            proxy.signal(signal.SIGKILL)
+            proxy.wait_for("the supervisor is gone", count=2)
+            assert all(map(is_alive, clients))
+            for client in clients:
+                client.close()
+            eventually(lambda: not any(process_title(pid) for pid in children), "the children have ended")
+
+
 # Orders.
 
 

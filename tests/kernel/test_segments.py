@@ -792,13 +792,20 @@ def test_the_sender_of_what_is_too_long_for_the_way_is_told(bench: Bench, family
     assert bench.give(fits.packet())[0] == REDIRECTED
     for number in range(1, 200):
         original = replace(
-            fits, payload=rng.randbytes(len(fits.payload) + number), sequence=rng.randrange(1 << 32),
-            acknowledged=rng.randrange(1 << 32), options=TIME if number % 2 else b"",
+            fits, payload=rng.randbytes(len(fits.payload) + number), options=TIME if number % 2 else b"",
         ).packet()  # fmt: skip
         verdict, packet = bench.give(original)
         assert verdict == REDIRECTED
         assert_says_too_long(packet, original)
     assert bench.left() == {"TOO_BIG": 199}
+
+
+@pytest.mark.parametrize("changes", [{"sequence": 9_000_000}, {"acknowledged": 9_000_000}])
+def test_nobody_is_told_what_a_stranger_has_sent_that_is_too_long(bench: Bench, changes: dict[str, int]) -> None:
+    for begun in (Connection(bench, established=False), Connection(bench, port=20_001)):
+        long = replace(begun.client, payload=bytes(MTU))
+        assert bench.give(replace(long, **changes).packet())[0] == DROPPED  # type: ignore[arg-type]  # as the test says
+    assert bench.give(long.packet())[0] == REDIRECTED
 
 
 def assert_says_too_long(packet: bytes, original: bytes) -> None:
@@ -899,11 +906,12 @@ def test_no_packet_is_rewritten_wrongly_and_none_of_others_is_dropped(bench: Ben
     for _ in range(20_000):
         family = random.choice((4, 6))
         way = random.choice((made[family].client, made[family].target))
+        payload = random.randbytes(random.choice((0, 1, 3, 40, 1340, 1400)))
         whole = replace(
             way,
-            payload=random.randbytes(random.choice((0, 1, 3, 40, 1340, 1400))),
+            payload=payload,
             flags=random.choice((ACK, ACK, ACK | 8, 0, SYN, SYN | ACK, RST | 1)),
-            sequence=random.randrange(1 << 32),
+            sequence=way.sequence if len(payload) == 1400 else random.randrange(1 << 32),
             options=random.choice((b"", TIME, size_option(1460))),
             hop_limit=random.choice((0, 1, 2, 64, 255)),
             fragment=random.choice((0, 0, 0x2000, 0x4000, 0x0001)),
