@@ -13,10 +13,11 @@ from typing import Final, NamedTuple
 from rpxy_l4.balance import table
 from rpxy_l4.control import HoldKernelPaths, KernelPiece, UseKernelPath
 from rpxy_l4.endings import Reason
+from rpxy_l4.kernel.attachment import Attachment, remove_stale_filters
 from rpxy_l4.kernel.connections import Connections, Plan
 from rpxy_l4.kernel.layout import Choosing, Remote, address
-from rpxy_l4.kernel.netlink import Filter, Policies
-from rpxy_l4.kernel.path import KernelPath, KernelPathError, Remains, remove_stale_filters
+from rpxy_l4.kernel.netlink import Policies
+from rpxy_l4.kernel.path import KernelPath, KernelPathError, PlainRemains, Remains
 from rpxy_l4.kernel.routes import Routes
 from rpxy_l4.metrics.layout import Cell
 from rpxy_l4.net.channel import DESCRIPTORS_AT_A_TIME
@@ -57,7 +58,6 @@ _CHOOSING: Final = {
 }
 
 After = Callable[[float, Callable[[], None]], None]
-PlainRemains = tuple[Mapping[int, int | tuple[int, int, int, str]], Mapping[str, int]]
 
 
 class Old(NamedTuple):
@@ -208,14 +208,15 @@ class KernelPathKeeper:
         """Have none any more. TCP connections that there are go on until they end."""
         if self._path is None:
             return
-        if self._selector is not None:
-            self._selector.unregister(self._path)
+        self._unwatch_interfaces(self._path)
         connections, self._connections = self._connections, None
         path, self._path = self._path, None
         if connections is not None:
             connections.begin_no_more()
             if connections.pending:
-                self._old.append(Old(path.retire(), connections))
+                remains = path.retire()
+                self._old.append(Old(remains, connections))
+                self._watch_interfaces(remains.attachment)
                 return
             self._close_books(connections)
         path.close()
@@ -253,15 +254,25 @@ class KernelPathKeeper:
     def start(self, selector: selectors.BaseSelector, after: After) -> None:
         """Have a selector watch for new interfaces and routes, and the books kept, with calls to be made later."""
         self._selector, self._after = selector, after
+        for old in self._old:
+            self._watch_interfaces(old.remains.attachment)
         self._listen()
 
     def _listen(self) -> None:
         if self._selector is None or self._after is None:
             return
         if self._path is not None:
-            self._selector.register(self._path, selectors.EVENT_READ, self._path.on_news)
+            self._watch_interfaces(self._path)
         self._watch_routes()
         self._after(0.0, self._tick)
+
+    def _watch_interfaces(self, source: KernelPath | Attachment | None) -> None:
+        if self._selector is not None and source is not None:
+            self._selector.register(source, selectors.EVENT_READ, source.on_news)
+
+    def _unwatch_interfaces(self, source: KernelPath | Attachment | None) -> None:
+        if self._selector is not None and source is not None:
+            self._selector.unregister(source)
 
     # Where TCP connections go
 
@@ -418,6 +429,7 @@ class KernelPathKeeper:
     def _close_old(self) -> None:
         for old in [old for old in self._old if not old.connections.pending]:
             self._close_books(old.connections)
+            self._unwatch_interfaces(old.remains.attachment)
             old.remains.close()
             self._old.remove(old)
 
@@ -446,9 +458,8 @@ class KernelPathKeeper:
         handed: list[PlainRemains] = []
         while self._old:
             old = self._old.pop()
-            attached = old.remains.attached
-            plain = {number: each if isinstance(each, int) else (*each,) for number, each in attached.items()}
-            handed.append((plain, old.remains.maps))
+            self._unwatch_interfaces(old.remains.attachment)
+            handed.append(old.remains.hand_on())
             self._close_books(old.connections)
         return handed
 
@@ -457,11 +468,11 @@ class KernelPathKeeper:
         if handed and self._routes is None:
             with contextlib.suppress(OSError):  # then they do not follow routes
                 self._routes = Routes()
-        for attached, maps in handed:
-            ours = {number: each if isinstance(each, int) else Filter(*each) for number, each in attached.items()}
-            remains = Remains(ours, maps)
+        for plain in handed:
+            remains = Remains.of_plain(plain)
             try:
-                self._old.append(Old(remains, Connections(maps)))
+                self._old.append(Old(remains, Connections(remains.maps)))
+                self._watch_interfaces(remains.attachment)
             except OSError as error:
                 _LOG.warning("kernel path: TCP connections of before are ended: %s", error.strerror)
                 self._sessions.settle()
@@ -471,6 +482,8 @@ class KernelPathKeeper:
         """In a forked child: close what is a Python object, and change nothing else."""
         if self._path is not None:
             self._path.leave_to_parent()
+        for old in self._old:
+            old.remains.leave_to_parent()
         for each in (self._routes, self._policies):
             if each is not None:
                 each.close()

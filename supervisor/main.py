@@ -47,7 +47,7 @@ from rpxy_l4.control import (
 )
 from rpxy_l4.errors import ConfigError
 from rpxy_l4.flow_memory import ENTRY_BYTES, FlowMemories
-from rpxy_l4.kernel.path import KernelPathError
+from rpxy_l4.kernel.path import KernelPathError, PlainRemains
 from rpxy_l4.metrics.layout import Cell, Directory
 from rpxy_l4.metrics.settle import balance, settle
 from rpxy_l4.metrics.slab import Slab
@@ -64,7 +64,7 @@ from rpxy_l4.supervisor.config_file import ConfigFile
 from rpxy_l4.supervisor.desk import Asker, Desk
 from rpxy_l4.supervisor.inboxes import Inboxes
 from rpxy_l4.supervisor.keepsake import Keepsake
-from rpxy_l4.supervisor.kernel_path import KernelPathKeeper, PlainRemains
+from rpxy_l4.supervisor.kernel_path import KernelPathKeeper
 from rpxy_l4.supervisor.kernel_sessions import KernelSessions
 from rpxy_l4.supervisor.policy import ADMIN, Abort, Action, Dismiss, Finish, Kill, Seat, Spawn, Suspect
 from rpxy_l4.supervisor.reload import (

@@ -24,6 +24,7 @@ from typing import IO, Final, NoReturn, TypeVar
 
 from rpxy_l4.endings import ConnectResult, Detected, Drop, Reason, Rejection
 from rpxy_l4.kernel import layout as kernel
+from rpxy_l4.kernel.path import PlainRemains
 from rpxy_l4.metrics import layout
 from rpxy_l4.metrics.layout import Cell, Directory, PlainListener, PlainTarget
 from rpxy_l4.snapshot import Bind
@@ -99,8 +100,8 @@ class State:
     """Descriptor of the control socket."""
     askers: Sequence[int]
     """Those of operators who wait for the upgrade."""
-    kernel_paths: Sequence[tuple[Mapping[int, int | tuple[int, int, int, str]], Mapping[str, int]]]
-    """Those with TCP connections: descriptors of links, or filters, by interface, and descriptors of maps by name."""
+    kernel_paths: Sequence[PlainRemains]
+    """Those with TCP connections."""
 
     def directory(self) -> Directory:
         """Return the directory of series."""
@@ -111,8 +112,9 @@ class State:
         found = [self.counters, self.flows]
         found += [number for *_, numbers in (*self.sockets, *self.admin_sockets) for number in numbers]
         found += [*self.askers] if self.control is None else [self.control, *self.askers]
-        for attached, maps in self.kernel_paths:
-            found += [*(each for each in attached.values() if isinstance(each, int)), *maps.values()]
+        for attached, programs, maps in self.kernel_paths:
+            links = (each for each in attached.values() if isinstance(each, int))
+            found += [*links, *programs.values(), *maps.values()]
         for child in self.children:
             found += [child.descriptor] if child.channel is None else [child.descriptor, child.channel]
         return found

@@ -47,6 +47,7 @@ _POSSIBLE_CPUS: Final = Path("/sys/devices/system/cpu/possible")
 _LOG_BYTES: Final = 1 << 20
 _ATTEMPTS: Final = 5
 _AT_A_TIME: Final = 1024
+_STATISTICS: Final = ("processed ", "verification time")
 _LICENSE: Final = b"Dual MIT/GPL"
 
 
@@ -58,6 +59,12 @@ class VerifierError(Exception):
         super().__init__(f"{error.strerror}")
         self.name = name
         self.log = log
+
+    @property
+    def last_words(self) -> str:
+        """The line of the log that says what is wrong: the last before its statistics."""
+        lines = [line for line in self.log.splitlines() if line and not line.startswith(_STATISTICS)]
+        return lines[-1] if lines else "no reason given"
 
 
 def create_map(name: str, definition: MapDefinition, entries: int) -> int:

@@ -643,6 +643,40 @@ def test_open_connections_go_on_where_the_way_becomes_narrower(
         assert "too big" in status(network)
 
 
+@pytest.mark.parametrize("what", ["off", "larger", "upgrade", "off and upgrade"])
+def test_connections_of_before_follow_their_route_to_a_new_interface(network: Network, what: str) -> None:
+    """Their program begins nothing any more, and another one may be there."""
+    network.ip("target", "address", "add", "10.9.0.1/32", "dev", "lo")
+    network.ip("proxy", "route", "add", "10.9.0.1/32", "via", "10.2.0.1", "src", "10.2.0.2")
+    for name in ("proxy", "target"):
+        network.run(name, "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=2")
+    with (
+        target_at(network, "10.9.0.1", echo) as target,
+        network.proxy(f'tcp_target = ["{target.text}"]') as proxy,
+    ):
+        warm_up(network, proxy)
+        with connect(network, proxy) as client:
+            client.sendall(b"one way")
+            assert read_exactly(client, 7) == b"one way"
+            keys = "tcp_max_connections = 9000" if what == "larger" else 'kernel_path = "off"'
+            if what != "upgrade":
+                proxy.reload(f'{HEAD}{keys}\ntcp_target = ["{target.text}"]', 2)
+            if "upgrade" in what:
+                proxy.signal(signal.SIGUSR2)
+                proxy.wait_for("upgraded to version")
+            network.nets.join("proxy", "10.4.0.2/24", "target", "10.4.0.1/24")
+            network.run("target", "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=2")
+            network.ip("proxy", "route", "replace", "10.9.0.1/32", "via", "10.4.0.1", "src", "10.2.0.2")
+            network.ip("target", "link", "set", "cable1b", "down")
+            network.ip("target", "route", "add", "10.2.0.2/32", "via", "10.4.0.2")
+            client.sendall(b"another")
+            assert read_exactly(client, 7) == b"another"
+        by_kernel(proxy, 1, bytes_in="14")
+        with network.at("proxy"), contextlib.closing(Netlink()) as netlink:
+            counts = [0 if "off" in what else 1] * len(numbers := [link.number for link in netlink.links()])
+            eventually(lambda: [len(attached_to(number)) for number in numbers] == counts, "that of before is gone")
+
+
 def test_clients_behind_a_tunnel_hear_that_the_way_becomes_narrower(network: Network) -> None:
     """Packets of a tunnel's interface have no hardware addresses."""
     data = random.Random(6).randbytes(300_000)

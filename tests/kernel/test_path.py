@@ -9,8 +9,9 @@ from contextlib import closing
 import pytest
 
 from rpxy_l4.kernel import bpf
+from rpxy_l4.kernel.attachment import remove_stale_filters
 from rpxy_l4.kernel.netlink import Netlink
-from rpxy_l4.kernel.path import KernelPath, remove_stale_filters
+from rpxy_l4.kernel.path import KernelPath
 from tests.support.kernel_path import attached_to, needs_kernel_path, way
 from tests.support.netns import Namespaces
 from tests.support.peers import run
@@ -27,7 +28,7 @@ def attached() -> dict[int, list[object]]:
 
 def old_way(path: KernelPath) -> KernelPath:
     """Have it attached as by a kernel before 6.6."""
-    path._has_links = False
+    path._attachment._has_links = False
     return path
 
 

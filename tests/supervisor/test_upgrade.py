@@ -50,7 +50,7 @@ def state() -> State:
         last_reload_success=1.0,
         seen=None,
         control=20,
-        kernel_paths=[({4: 22, 5: (1, 2, 3, "name")}, {"settings": 23})],
+        kernel_paths=[({4: 22, 5: (1, 2, 3, "name")}, {"ethernet": 24}, {"settings": 23})],
         askers=[21],
     )
 
@@ -64,7 +64,7 @@ def test_a_state_arrives_as_it_was_left() -> None:
 
 
 def test_every_descriptor_of_a_state_is_named() -> None:
-    assert sorted(state().descriptors()) == list(range(11, 24))
+    assert sorted(state().descriptors()) == list(range(11, 25))
 
 
 def test_a_state_is_made_of_plain_values_that_any_version_can_read() -> None:
