@@ -55,6 +55,7 @@ SIZE: Final = 3_000_000
 HEAD: Final = 'listen_address_v4 = "0.0.0.0"\nlisten_ipv6 = true\n'
 """What :meth:`Network.proxy` adds to a configuration, for those of a reload."""
 BPF_LINK_CREATE: Final = 28
+MOVING: Final = "10.9.0.1"
 
 
 class Handed:
@@ -643,15 +644,27 @@ def test_open_connections_go_on_where_the_way_becomes_narrower(
         assert "too big" in status(network)
 
 
+def lead_to_moving_target(network: Network) -> None:
+    """Have the target have an address behind its own."""
+    network.ip("target", "address", "add", f"{MOVING}/32", "dev", "lo")
+    network.ip("proxy", "route", "add", f"{MOVING}/32", "via", "10.2.0.1", "src", "10.2.0.2")
+    for name in ("proxy", "target"):
+        network.run(name, "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=2")
+
+
+def move_route(network: Network) -> None:
+    """Lead to it, and back, by the second cable between proxy and target."""
+    network.ip("proxy", "route", "replace", f"{MOVING}/32", "via", "10.4.0.1", "src", "10.2.0.2")
+    network.ip("target", "link", "set", "cable1b", "down")
+    network.ip("target", "route", "add", "10.2.0.2/32", "via", "10.4.0.2")
+
+
 @pytest.mark.parametrize("what", ["off", "larger", "upgrade", "off and upgrade"])
 def test_connections_of_before_follow_their_route_to_a_new_interface(network: Network, what: str) -> None:
     """Their program begins nothing any more, and another one may be there."""
-    network.ip("target", "address", "add", "10.9.0.1/32", "dev", "lo")
-    network.ip("proxy", "route", "add", "10.9.0.1/32", "via", "10.2.0.1", "src", "10.2.0.2")
-    for name in ("proxy", "target"):
-        network.run(name, "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=2")
+    lead_to_moving_target(network)
     with (
-        target_at(network, "10.9.0.1", echo) as target,
+        target_at(network, MOVING, echo) as target,
         network.proxy(f'tcp_target = ["{target.text}"]') as proxy,
     ):
         warm_up(network, proxy)
@@ -665,10 +678,7 @@ def test_connections_of_before_follow_their_route_to_a_new_interface(network: Ne
                 proxy.signal(signal.SIGUSR2)
                 proxy.wait_for("upgraded to version")
             network.nets.join("proxy", "10.4.0.2/24", "target", "10.4.0.1/24")
-            network.run("target", "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=2")
-            network.ip("proxy", "route", "replace", "10.9.0.1/32", "via", "10.4.0.1", "src", "10.2.0.2")
-            network.ip("target", "link", "set", "cable1b", "down")
-            network.ip("target", "route", "add", "10.2.0.2/32", "via", "10.4.0.2")
+            move_route(network)
             client.sendall(b"another")
             assert read_exactly(client, 7) == b"another"
         by_kernel(proxy, 1, bytes_in="14")
@@ -760,21 +770,16 @@ def test_where_a_targets_address_is_translated_the_sockets_go_on(network: Networ
 
 def test_a_connection_follows_its_route_to_another_interface(network: Network) -> None:
     network.nets.join("proxy", "10.4.0.2/24", "target", "10.4.0.1/24")
-    network.ip("target", "address", "add", "10.9.0.1/32", "dev", "lo")
-    network.ip("proxy", "route", "add", "10.9.0.1/32", "via", "10.2.0.1", "src", "10.2.0.2")
-    for name in ("proxy", "target"):
-        network.run(name, "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=2")
+    lead_to_moving_target(network)
     with (
-        target_at(network, "10.9.0.1", echo) as target,
+        target_at(network, MOVING, echo) as target,
         network.proxy(f'tcp_target = ["{target.text}"]') as proxy,
     ):
         warm_up(network, proxy)
         with connect(network, proxy) as client:
             client.sendall(b"one way")
             assert read_exactly(client, 7) == b"one way"
-            network.ip("proxy", "route", "replace", "10.9.0.1/32", "via", "10.4.0.1", "src", "10.2.0.2")
-            network.ip("target", "link", "set", "cable1b", "down")
-            network.ip("target", "route", "add", "10.2.0.2/32", "via", "10.4.0.2")
+            move_route(network)
             client.sendall(b"another")
             assert read_exactly(client, 7) == b"another"
         by_kernel(proxy, 1, bytes_in="14")
