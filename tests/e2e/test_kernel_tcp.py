@@ -11,7 +11,7 @@ import random
 import signal
 import socket
 import threading
-from pathlib import Path
+from collections.abc import Iterable
 from queue import SimpleQueue
 from typing import Final
 
@@ -45,6 +45,7 @@ from tests.support.kernel_path import attached_to, needs_links
 from tests.support.netns import Namespaces, inside
 from tests.support.peers import Program, run
 from tests.support.proxy import process_title
+from tests.support.resources import open_links
 from tests.support.seccomp import Rule
 from tests.support.targets import TcpTarget, answers, digests, echo, read_all, read_exactly, reset
 from tests.support.waiting import PATIENCE, eventually
@@ -56,6 +57,8 @@ HEAD: Final = 'listen_address_v4 = "0.0.0.0"\nlisten_ipv6 = true\n'
 """What :meth:`Network.proxy` adds to a configuration, for those of a reload."""
 BPF_LINK_CREATE: Final = 28
 MOVING: Final = "10.9.0.1"
+TO_TARGET: Final = (("target", "cable1b"), ("proxy", "cable1a"))
+"""The ends of a cable."""
 
 
 class Handed:
@@ -71,6 +74,12 @@ class Handed:
         connection = self._connections.get(timeout=PATIENCE)
         connection.settimeout(PATIENCE)
         return connection
+
+
+def goes_on(client: socket.socket, data: bytes) -> None:
+    """What is sent comes back."""
+    client.sendall(data)
+    assert read_exactly(client, len(data)) == data
 
 
 @pytest.mark.parametrize("place", [LOCAL, TARGET], ids=["local", "remote"])
@@ -332,25 +341,20 @@ def test_connections_outlive_a_reload_a_worker_and_the_kernel_path_being_turned_
         proxy.expect_trouble("has died")
         warm_up(network, proxy)
         with connect(network, proxy) as client:
-
-            def goes_on(data: bytes) -> None:
-                client.sendall(data)
-                assert read_exactly(client, len(data)) == data
-
-            goes_on(b"before")
+            goes_on(client, b"before")
             proxy.reload(f'{HEAD}workers = 1\ntcp_target = ["{target.text}"]\ntcp_backlog = 99', 2)
-            goes_on(b"after a reload")
+            goes_on(client, b"after a reload")
             (pid,) = proxy.worker_pids().values()
             run("kill", "-9", str(pid))
             proxy.wait_for("worker 1 is process")
-            goes_on(b"without the worker")
+            goes_on(client, b"without the worker")
             proxy.reload(f'{HEAD}workers = 1\ntcp_target = ["{target.text}"]\nkernel_path = "off"', 3)
             proxy.wait_for("kernel path: not used")
-            goes_on(b"turned off")
+            goes_on(client, b"turned off")
             eventually(lambda: network.metric(proxy, "sessions") == 1, "it is counted as open")
             assert exchange(network, proxy, b"new") == b"new"
             proxy.reload(f'{HEAD}workers = 1\ntcp_target = ["{target.text}"]', 4)
-            goes_on(b"turned on")
+            goes_on(client, b"turned on")
             warm_up(network, proxy)
             assert exchange(network, proxy, b"new again") == b"new again"
         (session,) = by_kernel(proxy, 1, bytes_in=str(len("beforeafter a reloadwithout the workerturned offturned on")))
@@ -372,8 +376,7 @@ def test_a_limit_beyond_the_table_has_another_one_beside_it(network: Network) ->
             with connect(network, proxy) as client, network.at("proxy"):
                 for generation, most, programs in ((2, 4000, 1), (3, 5000, 2), (4, 8000, 2), (5, 500, 2)):
                     proxy.reload(config(most), generation)
-                    client.sendall(b"still there")
-                    assert read_exactly(client, 11) == b"still there"
+                    goes_on(client, b"still there")
                     assert len(attached_to(1)) == programs, most
                     warm_up(network, proxy)
                     assert exchange(network, proxy) == b"hello"
@@ -391,13 +394,11 @@ def test_connections_outlive_an_upgrade(network: Network) -> None:
     ):
         warm_up(network, proxy)
         with connect(network, proxy) as client:
-            client.sendall(b"before")
-            assert read_exactly(client, 6) == b"before"
+            goes_on(client, b"before")
             for count in (1, 2):
                 proxy.signal(signal.SIGUSR2)
                 proxy.wait_for("upgraded to version", count=count)
-                client.sendall(b"after")
-                assert read_exactly(client, 5) == b"after"
+                goes_on(client, b"after")
                 warm_up(network, proxy)
                 assert exchange(network, proxy, b"new") == b"new"
                 eventually(lambda: network.metric(proxy, "sessions") == 1, "it is counted as open")
@@ -613,6 +614,16 @@ def test_a_router_that_wants_shorter_packets_is_heard_by_the_end_that_it_means(n
             by_kernel(proxy)
 
 
+def becomes_narrower(network: Network, client: socket.socket, cable: Iterable[tuple[str, str]], data: bytes) -> None:
+    """Have a cable take less from now on; what is sent then comes back all the same."""
+    for name, interface in cable:
+        network.ip(name, "link", "set", interface, "mtu", "1300")
+    thread = threading.Thread(target=client.sendall, args=(data,))
+    thread.start()
+    assert read_exactly(client, len(data)) == data
+    thread.join(PATIENCE)
+
+
 @pytest.mark.parametrize("offload", ["on", "off"])
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("side", ["client", "target"])
@@ -621,9 +632,7 @@ def test_open_connections_go_on_where_the_way_becomes_narrower(
 ) -> None:
     """Nobody but this host knows, and there is no socket here that would say so."""
     set_offloads(network, offload)
-    cable = (("client", "cable0a"), ("proxy", "cable0b"))
-    if side == "target":
-        cable = (("target", "cable1b"), ("proxy", "cable1a"))
+    cable = TO_TARGET if side == "target" else (("client", "cable0a"), ("proxy", "cable0b"))
     data = random.Random(5).randbytes(300_000)
     with (
         target_at(network, TARGET[family], echo) as target,
@@ -632,14 +641,8 @@ def test_open_connections_go_on_where_the_way_becomes_narrower(
         warm_up(network, proxy, PROXY[family])
         with connect(network, proxy, PROXY[family]) as client:
             for _ in range(2):
-                client.sendall(data[:100])
-                assert read_exactly(client, 100) == data[:100]
-            for name, interface in cable:
-                network.ip(name, "link", "set", interface, "mtu", "1300")
-            thread = threading.Thread(target=client.sendall, args=(data,))
-            thread.start()
-            assert read_exactly(client, len(data)) == data
-            thread.join(PATIENCE)
+                goes_on(client, data[:100])
+            becomes_narrower(network, client, cable, data)
         by_kernel(proxy, 1, bytes_in=str(len(data) + 200), bytes_out=str(len(data) + 200))
         assert "too big" in status(network)
 
@@ -669,8 +672,7 @@ def test_connections_of_before_follow_their_route_to_a_new_interface(network: Ne
     ):
         warm_up(network, proxy)
         with connect(network, proxy) as client:
-            client.sendall(b"one way")
-            assert read_exactly(client, 7) == b"one way"
+            goes_on(client, b"one way")
             keys = "tcp_max_connections = 9000" if what == "larger" else 'kernel_path = "off"'
             if what != "upgrade":
                 proxy.reload(f'{HEAD}{keys}\ntcp_target = ["{target.text}"]', 2)
@@ -679,8 +681,7 @@ def test_connections_of_before_follow_their_route_to_a_new_interface(network: Ne
                 proxy.wait_for("upgraded to version")
             network.nets.join("proxy", "10.4.0.2/24", "target", "10.4.0.1/24")
             move_route(network)
-            client.sendall(b"another")
-            assert read_exactly(client, 7) == b"another"
+            goes_on(client, b"another")
         by_kernel(proxy, 1, bytes_in="14")
         with network.at("proxy"), contextlib.closing(Netlink()) as netlink:
             counts = [0 if "off" in what else 1] * len(numbers := [link.number for link in netlink.links()])
@@ -697,14 +698,8 @@ def test_clients_behind_a_tunnel_hear_that_the_way_becomes_narrower(network: Net
     ):
         warm_up(network, proxy, host)
         with connect(network, proxy, host) as client:
-            client.sendall(data[:100])
-            assert read_exactly(client, 100) == data[:100]
-            for name, interface in (("target", "cable1b"), ("proxy", "cable1a")):
-                network.ip(name, "link", "set", interface, "mtu", "1300")
-            thread = threading.Thread(target=client.sendall, args=(data,))
-            thread.start()
-            assert read_exactly(client, len(data)) == data
-            thread.join(PATIENCE)
+            goes_on(client, data[:100])
+            becomes_narrower(network, client, TO_TARGET, data)
         by_kernel(proxy, 1, bytes_in=str(len(data) + 100))
         assert "too big" in status(network)
 
@@ -777,11 +772,9 @@ def test_a_connection_follows_its_route_to_another_interface(network: Network) -
     ):
         warm_up(network, proxy)
         with connect(network, proxy) as client:
-            client.sendall(b"one way")
-            assert read_exactly(client, 7) == b"one way"
+            goes_on(client, b"one way")
             move_route(network)
-            client.sendall(b"another")
-            assert read_exactly(client, 7) == b"another"
+            goes_on(client, b"another")
         by_kernel(proxy, 1, bytes_in="14")
 
 
@@ -829,12 +822,10 @@ def test_on_a_kernel_without_links_connections_outlive_an_upgrade_too(network: N
             proxy.wait_for("kernel path: in use: clsact")
             warm_up(network, proxy)
             with connect(network, proxy) as client:
-                client.sendall(b"before")
-                assert read_exactly(client, 6) == b"before"
+                goes_on(client, b"before")
                 proxy.signal(signal.SIGUSR2)
                 proxy.wait_for("upgraded to version")
-                client.sendall(b"after")
-                assert read_exactly(client, 5) == b"after"
+                goes_on(client, b"after")
             by_kernel(proxy, 1, bytes_in="11")
         with network.at("proxy"), contextlib.closing(Netlink()) as netlink:
             assert [netlink.filters(link.number) for link in netlink.links()] == [[], [], []]
@@ -908,24 +899,19 @@ def test_connections_outlive_the_supervisor(network: Network, then: str) -> None
             eventually(lambda: attached_to(late), "it is attached there")
         warm_up(network, proxy)
         with connect(network, proxy) as client:
-
-            def goes_on(data: bytes) -> None:
-                client.sendall(data)
-                assert read_exactly(client, len(data)) == data
-
-            goes_on(b"before")
+            goes_on(client, b"before")
             proxy.signal(signal.SIGKILL)
             proxy.wait_for("the supervisor is gone", count=2)
-            goes_on(b"alone")
+            goes_on(client, b"alone")
             if then == "serve":
                 for _ in range(3):
                     assert exchange(network, proxy, b"new") == b"new"
                 assert len(proxy.wait_for_sessions(4)) == 4, "all of them by the sockets"
-                goes_on(b"beside others")
+                goes_on(client, b"beside others")
                 for pid in workers:
                     os.kill(pid, signal.SIGTERM)
             proxy.wait_for("finishing the TCP sessions that are open", count=2)
-            goes_on(b"in the end")
+            goes_on(client, b"in the end")
             with network.at("proxy"):
                 assert attached_to(late)
         eventually(lambda: not any(process_title(pid) for pid in children), "the children have ended")
@@ -944,13 +930,11 @@ def test_on_a_kernel_without_links_connections_outlive_the_supervisor_until_the_
             children = list(proxy.children())
             warm_up(network, proxy)
             with connect(network, proxy) as client:
-                client.sendall(b"there")
-                assert read_exactly(client, 5) == b"there"
+                goes_on(client, b"there")
                 proxy.signal(signal.SIGKILL)
                 # Long before the drain timeout: it does not depend on them.
                 eventually(lambda: not any(process_title(pid) for pid in children), "the children have ended")
-                client.sendall(b"still there")
-                assert read_exactly(client, 11) == b"still there"
+                goes_on(client, b"still there")
         with network.proxy(f'kernel_path = "off"\ntcp_target = ["{target.text}"]'):
             pass
         with network.at("proxy"), contextlib.closing(Netlink()) as netlink:
@@ -972,7 +956,7 @@ def test_what_could_not_be_held_for_want_of_descriptors_is_held_later(network: N
             proxy.signal(signal.SIGHUP)
             proxy.wait_for("out of descriptors")
         proxy.wait_for("generation 2 applied on")
-        eventually(lambda: links_of(pid) == 3, "it holds one for each interface")
+        eventually(lambda: open_links(pid).count("anon_inode:bpf_link") == 3, "it holds one for each interface")
         warm_up(network, proxy)
         with connect(network, proxy) as client:
             client.sendall(b"x")
@@ -982,12 +966,6 @@ def test_what_could_not_be_held_for_want_of_descriptors_is_held_later(network: N
             client.sendall(b"y")
             assert client.recv(1) == b"y"
         eventually(lambda: not any(process_title(pid) for pid in children), "the children have ended")
-
-
-def links_of(pid: int) -> int:
-    """How many links of eBPF programs a process has open."""
-    folder = Path(f"/proc/{pid}/fd")
-    return sum(str(each.readlink()) == "anon_inode:bpf_link" for each in folder.iterdir())
 
 
 def test_without_a_supervisor_connections_beside_those_in_the_kernel_have_the_whole_limit(network: Network) -> None:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+
+def open_links(pid: int) -> list[str]:
+    """What each open descriptor of a process leads to. One that is closed meanwhile may be missing."""
+    links = []
+    for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208  names are what is wanted
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(f"/proc/{pid}/fd/{name}"))  # noqa: PTH115  no path, a label
+    return links
 
 
 @dataclass(frozen=True)
@@ -22,12 +32,7 @@ class Resources:
     @classmethod
     def of(cls, pid: int) -> Self:
         """Read them; the process must be there."""
-        links = []
-        for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208  names are what is wanted
-            try:
-                links.append(os.readlink(f"/proc/{pid}/fd/{name}"))  # noqa: PTH115  no path, a label
-            except FileNotFoundError:
-                continue
+        links = open_links(pid)
         pipes = sum(link.startswith("pipe:") for link in links)
         threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
         resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from tests.support.resources import open_links
 
 _SOCKET: Final = "socket:["
 
@@ -20,14 +21,7 @@ class Pair(NamedTuple):
 
 def sockets_of(pid: int, kind: str) -> frozenset[Pair]:
     """The IPv4 sockets of a process; ``kind`` is "tcp" or "udp". What it opens or closes meanwhile may be missing."""
-    owned = set()
-    for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208  names are what is wanted
-        try:
-            link = os.readlink(f"/proc/{pid}/fd/{name}")  # noqa: PTH115  no path, a label
-        except FileNotFoundError:
-            continue
-        if link.startswith(_SOCKET):
-            owned.add(link[len(_SOCKET) : -1])
+    owned = {link[len(_SOCKET) : -1] for link in open_links(pid) if link.startswith(_SOCKET)}
     table = Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]
     rows = (line.split() for line in table)
     return frozenset(Pair(_address(row[1]), _address(row[2])) for row in rows if row[9] in owned)
