@@ -87,6 +87,7 @@ static __always_inline void take_out(const struct flow_key *key, const struct fl
     // Last: user space looks no more when nothing is open.
     __sync_fetch_and_add(&wanted->over, 1);
 }
+
 // Whether its receiver can take a segment for one of the connection. Anybody can send packets with its addresses and ports.
 static __always_inline int is_credible(const struct packet *packet, const struct segment *segment,
                                        const struct connection *other)
