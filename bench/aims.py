@@ -64,6 +64,8 @@ class Verdict:
     value: float
     limit: float
     unit: str = ""
+    bounds: tuple[float, float] | None = None
+    """Between which the value is; None where that is not known."""
 
     @property
     def met(self) -> bool:
@@ -132,13 +134,15 @@ def _latencies(document: Document) -> Iterator[Verdict]:
 
 def _kernel_path(document: Document) -> Iterator[Verdict]:
     for measured in document.workloads:
-        slower = ratio(measured.median(DIRECT, throughput), measured.median(KERNEL, throughput))
-        if slower is not None:
-            limit = _NEW_DIRECTLY if measured.name == "tcp-new" else _DIRECTLY
-            yield Verdict(measured.name, "no proxy by the kernel path, throughput", slower, limit)
-        later = ratio(measured.median(KERNEL, p99, paced=True), measured.median(DIRECT, p99, paced=True))
-        if later is not None:
-            yield Verdict(measured.name, "p99 latency of the kernel path against no proxy", later, _P99)
+        limit = _NEW_DIRECTLY if measured.name == "tcp-new" else _DIRECTLY
+        slower = measured.compare(DIRECT, KERNEL, throughput)
+        later = measured.compare(KERNEL, DIRECT, p99, paced=True)
+        for text, found, most in (
+            ("no proxy by the kernel path, throughput", slower, limit),
+            ("p99 latency of the kernel path against no proxy", later, _P99),
+        ):
+            if found is not None:
+                yield Verdict(measured.name, text, found.median, most, bounds=(found.low, found.high))
         busy = measured.median(KERNEL, lambda sample: sample.busy)
         if busy is not None:
             yield Verdict(measured.name, "cores in use, kernel path", busy, _BUSY)

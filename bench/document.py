@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from bench.contestants import DIRECT
 from bench.measure import Entry, Sample
-from bench.stats import Summary, least, summarize
+from bench.stats import Comparison, Summary, compare, least, summarize
 
 Figure = Callable[[Sample], float | None]
+_NOTHING: Final = Entry()
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,14 @@ class Measured:
         """Return the median alone."""
         summary = self.summary(name, figure, paced=paced)
         return None if summary is None else summary.median
+
+    def compare(self, name: str, other: str, figure: Figure, *, paced: bool = False) -> Comparison | None:
+        """Return a figure of one contestant by that of another, round by round; None when there is none."""
+        ones, others = (
+            [figure(sample) for sample in (entry.paced if paced else entry.fastest)]
+            for entry in (self.entries.get(name, _NOTHING), self.entries.get(other, _NOTHING))
+        )
+        return compare(ones, others)
 
     def best(self, names: tuple[str, ...], figure: Figure, *, paced: bool = False) -> float | None:
         """Return the smallest median among these contestants."""

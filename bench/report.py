@@ -182,8 +182,9 @@ def _memory_cell(measured: Measured, name: str) -> str:
 def _verdicts(verdicts: Sequence[Verdict]) -> str:
     lines = ["| workload | aim | at most | measured | |", "|---|---|---:|---:|---|"]
     lines += [
-        f"| {each.workload} | {each.text} | {each.limit:g} {each.unit}".rstrip()
+        f"| {each.workload} | {each.text} | {each.limit:.3g} {each.unit}".rstrip()
         + f" | {each.value:.2f} {each.unit}".rstrip()
+        + ("" if each.bounds is None else " ({:.2f} to {:.2f})".format(*each.bounds))
         + f" | {'met' if each.met else 'missed'} |"
         for each in verdicts
     ]

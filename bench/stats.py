@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+_CERTAIN: Final = 1.96
+"""Standard deviations on either side that hold 95 %."""
 
 
 @dataclass(frozen=True)
@@ -14,6 +19,30 @@ class Summary:
     median: float
     spread: float
     """Half of the distance between the smallest and the largest, as a part of the median."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One thing by another, both measured in turn."""
+
+    median: float
+    low: float
+    high: float
+    """Between these is, with 95 % certainty, what the median of ever more runs would be; with few, the extremes."""
+
+
+def compare(ones: Sequence[float | None], others: Sequence[float | None]) -> Comparison | None:
+    """Return the ratio of each run to the run of the other in the same round; None where there is none.
+
+    What makes a machine slower for a while hits both, so these swing less than what they are ratios of. The bounds are
+    order statistics: nothing is assumed of how the ratios are spread.
+    """
+    ratios = sorted(found for one, other in zip(ones, others, strict=False) if (found := ratio(one, other)) is not None)
+    if not ratios:
+        return None
+    count = len(ratios)
+    rank = max(0, int((count - _CERTAIN * math.sqrt(count)) / 2))
+    return Comparison(statistics.median(ratios), ratios[rank], ratios[count - 1 - rank])
 
 
 def summarize(values: Sequence[float | None]) -> Summary | None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.stats import least, ratio, summarize
+from bench.stats import compare, least, ratio, summarize
 
 
 def test_the_median_of_a_few_runs_does_not_follow_the_one_that_was_disturbed() -> None:
@@ -43,6 +43,26 @@ def test_a_ratio_needs_both_sides() -> None:
     assert ratio(None, 2.0) is None
     assert ratio(1.0, None) is None
     assert ratio(1.0, 0.0) is None
+
+
+def test_runs_are_compared_round_by_round() -> None:
+    found = compare([10.0, 20.0, 40.0, 1.0], [5.0, 10.0, 20.0, None])
+
+    assert found is not None
+    assert (found.median, found.low, found.high) == (2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize(("count", "low", "high"), [(1, 0.0, 0.0), (5, 0.0, 4.0), (100, 40.0, 59.0)])
+def test_a_median_is_known_the_better_the_more_often_it_was_measured(count: int, low: float, high: float) -> None:
+    found = compare([float(number) for number in range(count)], [1.0] * count)
+
+    assert found is not None
+    assert (found.low, found.high) == (low, high)
+
+
+def test_what_was_not_measured_is_not_compared() -> None:
+    assert compare([], [1.0]) is None
+    assert compare([1.0], [None]) is None
 
 
 def test_the_least_of_what_is_there() -> None:
