@@ -47,6 +47,7 @@ _POSSIBLE_CPUS: Final = Path("/sys/devices/system/cpu/possible")
 _LOG_BYTES: Final = 1 << 20
 _ATTEMPTS: Final = 5
 _AT_A_TIME: Final = 1024
+_QUEUED_BYTES: Final = 4
 _STATISTICS: Final = ("processed ", "verification time")
 _LICENSE: Final = b"Dual MIT/GPL"
 
@@ -244,6 +245,20 @@ class Map:
     def close(self) -> None:
         """Close this process's copy."""
         os.close(self.descriptor)
+
+
+class Queue:
+    """A queue of values of a fixed length, whose descriptor stays the caller's."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Put into this one."""
+        self._value = ctypes.create_string_buffer(_QUEUED_BYTES)
+        self._push = ctypes.create_string_buffer(_ELEMENT.pack(descriptor, 0, ctypes.addressof(self._value), 0))
+
+    def push(self, value: bytes) -> None:
+        """Put a value behind all others. Raises OSError: E2BIG when the queue is full."""
+        self._value.raw = value
+        libc.bpf(_MAP_UPDATE, self._push, _ELEMENT.size)
 
 
 def read_per_cpu(descriptor: int, index: int, words: int = 1) -> list[int]:

@@ -6,6 +6,7 @@ read, and those that nobody ends are taken out.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import struct
 import time
@@ -15,8 +16,9 @@ from typing import Final, NamedTuple
 
 from rpxy_l4.endings import Reason
 from rpxy_l4.kernel import bpf
-from rpxy_l4.kernel.bpf import Map
+from rpxy_l4.kernel.bpf import Map, Queue
 from rpxy_l4.kernel.layout import (
+    DIRECTION_BYTES,
     MAPS,
     SETTINGS_WORDS,
     TARGET_BYTES,
@@ -24,6 +26,7 @@ from rpxy_l4.kernel.layout import (
     TCP,
     TELL,
     TOTAL_WORDS,
+    WAY_PARTS,
     Choosing,
     End,
     Progress,
@@ -38,7 +41,10 @@ from rpxy_l4.kernel.layout import (
     leads_by,
     live_in,
     memory_value,
+    number_of,
+    number_value,
     other_key,
+    other_number,
     pending_in,
     progress_of,
     read_end,
@@ -68,9 +74,6 @@ _RECORD: Final = struct.Struct("=II")
 _BUSY: Final = 1 << 31
 _DISCARDED: Final = 1 << 30
 _LENGTH: Final = _DISCARDED - 1
-
-_NOTHING: Final = Progress(0, 0, 0, 0)
-"""How far a direction is of which nothing is left."""
 
 
 class Plan(NamedTuple):
@@ -103,6 +106,8 @@ class Connections:
         self._targets = _mapped(maps["targets"], TARGETS * TARGET_BYTES)
         self._told = _mapped(maps["told"], TARGETS * 8 * TOTAL_WORDS).cast("Q")
         self._connections = Map(maps["connections"], MAPS["connections"])
+        self._directions = _mapped(maps["directions"], bpf.entries_of(maps["directions"]) * DIRECTION_BYTES)
+        self._vacant = Queue(maps["vacant"])
         self._ends = _Ends(maps["ends"])
         self._slots: dict[tuple[int, bytes, int], int] = {}
         """By series and address: the number of a target in the maps. It is never another's."""
@@ -180,7 +185,7 @@ class Connections:
         remembered = Map(self._maps["remembered"], MAPS["remembered"])
         until = time.monotonic_ns() + int(seconds * _NANOSECONDS)
         for key, value in other._connections.items():
-            if not is_from_client(value):
+            if not is_from_client(number_of(value)):
                 remembered.replace(key, memory_value(until))
 
     def begin_epoch(self, epoch: int) -> None:
@@ -250,74 +255,84 @@ class Connections:
 
     def _look_at_all(self) -> Iterator[Lost | None]:
         for key, value in self._connections.items():
-            yield self._look_at(key, value, time.monotonic_ns())
+            yield self._look_at(key, number_of(value), time.monotonic_ns())
 
-    def _look_at(self, key: bytes, value: bytes, now: int) -> Lost | None:
-        if now - progress_of(value).last < UNANSWERED_SECONDS * _NANOSECONDS:
-            return None
-        newest = self._newest(key, value)
-        if newest is None:
-            return None
-        this, back = progress_of(newest), other_key(key, newest)
-        other_value = self._connections.find(back)
-        if not is_from_client(newest):
-            # Alone, it is what somebody left who was interrupted when he took a connection out.
-            if other_value is None and now - this.last >= CLOSING_SECONDS * _NANOSECONDS:
+    def _look_at(self, key: bytes, number: int, now: int) -> Lost | None:
+        this, other = progress_of(self._direction(number)), progress_of(self._direction(other_number(number)))
+        silence = now - max(this.last, other.last)
+        if not is_from_client(number):
+            if self._is_left_over(key, number, silence):
                 self._connections.remove(key)
             return None
-        other = _NOTHING if other_value is None else progress_of(other_value)
-        patience, reason = _patience(this, other)
-        if now - max(this.last, other.last) < patience * _NANOSECONDS:
+        if silence < UNANSWERED_SECONDS * _NANOSECONDS:
             return None
-        return self._take_out(key, newest, back, reason)
+        patience, reason = _patience(this, other)
+        if silence < patience * _NANOSECONDS:
+            return None
+        return self._take_out(key, number, reason)
+
+    def _is_left_over(self, key: bytes, number: int, silence: int) -> bool:
+        """Whether a target's key is what somebody left who was interrupted when he took its connection out."""
+        if other_key(key, self._direction(other_number(number))) != key:
+            return self._is(key, number)  # its place is another one's
+        return silence >= CLOSING_SECONDS * _NANOSECONDS and self._connections.find(self._back(key, number)) is None
 
     def end_all(self, series: frozenset[int] | None, reason: Reason) -> Iterator[Lost]:
         """Take out all with targets of these series, None: of any; yield them."""
         for key, value in [*self._connections.items()]:
-            if is_from_client(value) and (series is None or self._series(target_of(value)) in series):
-                newest = self._newest(key, value)
-                if newest is None:
-                    continue
-                back = other_key(key, value)
-                found = self._take_out(key, newest, back, reason)
+            number = number_of(value)
+            if is_from_client(number) and (
+                series is None or self._series(target_of(self._direction(number))) in series
+            ):
+                found = self._take_out(key, number, reason)
                 if found is not None:
                     yield found
 
-    def _newest(self, key: bytes, value: bytes) -> bytes | None:
-        """Return what has become of an entry since it was read; None when it is gone, or another connection's."""
-        newest = self._connections.find(key)
-        if newest is None or progress_of(newest).begun != progress_of(value).begun:
-            return None
-        return newest
-
-    def _take_out(self, key: bytes, value: bytes, back: bytes, reason: Reason) -> Lost | None:
+    def _take_out(self, key: bytes, number: int, reason: Reason) -> Lost | None:
+        if not self._is(key, number):
+            return None  # it is another connection's by now
+        back = self._back(key, number)
         if not self._connections.remove(key):
             return None  # the program has counted it
-        other_value = self._connections.find(back)
-        other = _NOTHING if other_value is None else progress_of(other_value)
         self._connections.remove(back)
-        this, number = progress_of(value), target_of(value)
+        value = self._direction(number)
+        this, other = progress_of(value), progress_of(self._direction(other_number(number)))
+        series = self._series(target_of(value))
+        with contextlib.suppress(OSError):  # then nobody has it any more
+            self._vacant.push(number_value(number))
         self._settings[Setting.ENDED] += 1
         if not (this.state | other.state) & State.ESTABLISHED:
-            return Lost(self._series(number), None)
+            return Lost(series, None)
         self._settings[Setting.CLOSED_BY_USER_SPACE] += 1
-        last = max(this.last, other.last)
-        end = End(client_of(key), number, reason, this.begun, other.begun, last, this.bytes, other.bytes)
-        return Lost(self._series(number), end)
+        last = max(this.last, other.last, this.begun, other.begun)  # the time of last packets is that of a tick
+        end = End(client_of(key), target_of(value), reason, this.begun, other.begun, last, this.bytes, other.bytes)
+        return Lost(series, end)
+
+    def _direction(self, number: int) -> bytes:
+        return bytes(self._directions[number * DIRECTION_BYTES : (number + 1) * DIRECTION_BYTES])
+
+    def _is(self, key: bytes, number: int) -> bool:
+        """Whether the packets of this key are, still, of this direction."""
+        return self._connections.find(key) == number_value(number)
+
+    def _back(self, key: bytes, number: int) -> bytes:
+        """Return the key of the other direction."""
+        return other_key(key, self._direction(number))
 
     def lead_anew(self, routes: Routes) -> None:
         """Have the packets of all connections take the ways that the kernel knows now."""
-        for key, value in [*self._connections.items()]:
+        for key, number in [(key, number_of(value)) for key, value in self._connections.items()]:
+            value = self._direction(number)
             passage = routes.find(*way_of(key, value))
-            if passage is not None and with_way(value, *passage) != value:
-                # What is counted in this moment may be lost. That is rare, and better than the connection.
-                newest = self._connections.find(key)
-                if newest is not None:
-                    self._connections.update(key, with_way(newest, *passage))
+            if passage is None or with_way(value, *passage) == value or not self._is(key, number):
+                continue
+            other, start = with_way(value, *passage), number * DIRECTION_BYTES
+            for part in WAY_PARTS:
+                self._directions[start + part.start : start + part.stop] = other[part]
 
     def close(self) -> None:
         """Let go of the mappings."""
-        for each in (self._settings, self._targets, self._told):
+        for each in (self._settings, self._targets, self._told, self._directions):
             each.release()
         self._ends.close()
 

@@ -21,16 +21,15 @@ from typing import Final, NamedTuple, Protocol
 
 from rpxy_l4.kernel.bpf import Map
 from rpxy_l4.kernel.layout import (
-    BYTES,
     COUNTER_BYTES,
     COUNTER_WORDS,
     LAST,
     MAPS,
-    PACKETS,
+    PASSED,
     SERIES,
-    TOLD_BYTES,
-    TOLD_PACKETS,
+    TOLD,
     Address,
+    amount_of,
     counter_of,
     flow_key,
     flow_value,
@@ -274,10 +273,7 @@ class KernelFlows:
         for counter, entry in [*self._entries.items()]:
             start = counter * COUNTER_WORDS
             other = start + COUNTER_WORDS
-            if (
-                memory[start + PACKETS] != memory[start + TOLD_PACKETS]
-                or memory[other + PACKETS] != memory[other + TOLD_PACKETS]
-            ):
+            if memory[start + PASSED] != memory[start + TOLD] or memory[other + PASSED] != memory[other + TOLD]:
                 yield entry, self._untold(counter), self._untold(counter + 1)
 
     def take(self, entry: Entry) -> tuple[Amount, Amount]:
@@ -285,7 +281,7 @@ class KernelFlows:
         return self._untold(entry.counter), self._untold(entry.counter + 1)
 
     def last(self, entry: Entry) -> float:
-        """Return when its last packet passed, CLOCK_MONOTONIC in seconds."""
+        """Return at which tick its last packet passed, CLOCK_MONOTONIC in seconds."""
         start = entry.counter * COUNTER_WORDS + LAST
         return max(self._memory[start], self._memory[start + COUNTER_WORDS]) / _NANOSECONDS
 
@@ -316,9 +312,9 @@ class KernelFlows:
 
     def _untold(self, counter: int) -> Amount:
         memory, start = self._memory, counter * COUNTER_WORDS
-        packets, amount = memory[start + PACKETS], memory[start + BYTES]
-        found = Amount(packets - memory[start + TOLD_PACKETS], amount - memory[start + TOLD_BYTES])
-        memory[start + TOLD_PACKETS], memory[start + TOLD_BYTES] = packets, amount
+        passed = memory[start + PASSED]
+        found = Amount(*amount_of(passed, memory[start + TOLD]))
+        memory[start + TOLD] = passed
         return found
 
     # Routes

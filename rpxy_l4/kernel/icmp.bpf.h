@@ -69,8 +69,9 @@ static __always_inline int read_icmp(struct __sk_buff *skb, const struct packet 
     } error;
     struct flow_key answers = {.family = 4};
     __u32 inner = packet->transport + sizeof(error.icmp);
-    struct connection *connection;
+    struct direction *direction;
     struct flow way;
+    __u32 number;
 
     if (bpf_skb_load_bytes(skb, packet->transport, &error, sizeof(error)))
         return LEAVE;
@@ -87,10 +88,10 @@ static __always_inline int read_icmp(struct __sk_buff *skb, const struct packet 
         shorten(&answers, bpf_ntohs(error.icmp.mtu), LEAST_MTU_IPV4);
     if (error.ip.protocol != IPPROTO_TCP)
         return LEAVE;
-    connection = bpf_map_lookup_elem(&connections, &answers);
-    if (!connection)
+    direction = find(&answers, &number);
+    if (!direction)
         return LEAVE;
-    way = connection->way; // Its place may be another connection's in a moment.
+    way = direction->way; // Its place may be another connection's in a moment.
     return pass_error(skb, packet->network, &answers, &way, inner, inner + sizeof(error.ip),
                       packet->transport + offsetof(struct icmp_too_big, checksum));
 }
@@ -105,8 +106,9 @@ static __always_inline int read_icmpv6(struct __sk_buff *skb, const struct packe
     } error;
     struct flow_key answers = {.family = 6};
     __u32 inner = packet->transport + sizeof(error.icmp);
-    struct connection *connection;
+    struct direction *direction;
     struct flow way;
+    __u32 number;
 
     if (bpf_skb_load_bytes(skb, packet->transport, &error, sizeof(error)))
         return LEAVE;
@@ -121,10 +123,10 @@ static __always_inline int read_icmpv6(struct __sk_buff *skb, const struct packe
         shorten(&answers, bpf_ntohl(error.icmp.mtu), LEAST_MTU_IPV6);
     if (error.ip.nexthdr != IPPROTO_TCP)
         return LEAVE;
-    connection = bpf_map_lookup_elem(&connections, &answers);
-    if (!connection)
+    direction = find(&answers, &number);
+    if (!direction)
         return LEAVE;
-    way = connection->way; // Its place may be another connection's in a moment.
+    way = direction->way; // Its place may be another connection's in a moment.
     return pass_error(skb, packet->network, &answers, &way, inner, inner + sizeof(error.ip),
                       packet->transport + offsetof(struct icmpv6_too_big, checksum));
 }

@@ -31,17 +31,18 @@ _MOST_MTU: Final = 0xFFFF
 
 COUNTER_WORDS: Final = 8
 COUNTER_BYTES: Final = 8 * COUNTER_WORDS
-PACKETS: Final = 0
-BYTES: Final = 1
-LAST: Final = 2
+PASSED: Final = 0
+"""Packets and bytes that have passed; see :func:`amount_of`."""
+LAST: Final = 1
 """CLOCK_MONOTONIC in nanoseconds."""
-PROOF: Final = 3
+PROOF: Final = 2
 """0: no packet of this direction has been seen; 1: one has; 2: one of each has, and this direction is forwarded."""
-SERIES: Final = 4
+SERIES: Final = 3
 """User space's: that of the flow's target in the counters of the program, plus 1; 0 is a counter that is free."""
-TOLD_PACKETS: Final = 5
-TOLD_BYTES: Final = 6
-"""User space's: how much is in the counters of the program already."""
+TOLD: Final = 4
+"""User space's: how much of it is in the counters of the program already."""
+_PACKET_BITS: Final = 38
+_WORD: Final = 1 << 64
 
 
 class Setting(enum.IntEnum):
@@ -142,10 +143,16 @@ _TARGET: Final = struct.Struct("!16s16sHBB")
 _TARGETS_WAY: Final = struct.Struct("=III")
 _TARGETS_PROOF: Final = struct.Struct("=QQQQ")
 TARGET_BYTES: Final = _TARGET.size + _TARGETS_WAY.size + _TARGETS_PROOF.size
-_PROGRESS: Final = struct.Struct("=6I3Q")
+_NUMBER: Final = struct.Struct("=I")
+_PROGRESS: Final = struct.Struct("=6I3Q24x")
 _LONGEST: Final = 5
 """The word of it that says how long packets may be for both ways."""
-CONNECTION_BYTES: Final = FLOW_BYTES + _PROGRESS.size
+DIRECTION_BYTES: Final = FLOW_BYTES + _PROGRESS.size
+WAY_PARTS: Final = (
+    slice(_ADDRESSES.size, _ADDRESSES.size + 12),
+    slice(FLOW_BYTES + 4 * _LONGEST, FLOW_BYTES + 4 * _LONGEST + 4),
+)
+"""Where in a direction stands which way its packets take. The program writes what is beside it."""
 _END: Final = struct.Struct(f"={KEY_BYTES}sII5Q")
 
 REASONS: Final = (Reason.CLIENT_EOF, Reason.TARGET_EOF, Reason.CLIENT_RESET, Reason.TARGET_RESET)
@@ -178,6 +185,7 @@ class MapKind(enum.IntEnum):
     ARRAY = 2
     PERCPU_ARRAY = 6
     LRU_HASH = 9
+    QUEUE = 22
     RINGBUF = 27
 
 
@@ -233,13 +241,15 @@ MAPS: Final = {
     "counters": MapDefinition(MapKind.ARRAY, 4, COUNTER_BYTES, _MMAPABLE),
     "left": MapDefinition(MapKind.PERCPU_ARRAY, 4, 8, 0),
     "settings": MapDefinition(MapKind.ARRAY, 4, 8 * SETTINGS_WORDS, _MMAPABLE),
-    "connections": MapDefinition(MapKind.HASH, KEY_BYTES, CONNECTION_BYTES, 0),
+    "connections": MapDefinition(MapKind.HASH, KEY_BYTES, _NUMBER.size, 0),
+    "directions": MapDefinition(MapKind.ARRAY, 4, DIRECTION_BYTES, _MMAPABLE),
+    "vacant": MapDefinition(MapKind.QUEUE, 0, _NUMBER.size, 0),
     "clients": MapDefinition(MapKind.LRU_HASH, KEY_BYTES, _CLIENT.size, 0),
     "targets": MapDefinition(MapKind.ARRAY, 4, TARGET_BYTES, _MMAPABLE),
     "answers": MapDefinition(MapKind.HASH, KEY_BYTES, 4, 0),
     "choices": MapDefinition(MapKind.ARRAY, 4, 4, 0),
     "remembered": MapDefinition(MapKind.LRU_HASH, KEY_BYTES, _MEMORY.size, 0),
-    "scratches": MapDefinition(MapKind.PERCPU_ARRAY, 4, CONNECTION_BYTES + KEY_BYTES + 16 + 128, 0),
+    "scratches": MapDefinition(MapKind.PERCPU_ARRAY, 4, KEY_BYTES + 8 + 16 + 128, 0),
     "totals": MapDefinition(MapKind.PERCPU_ARRAY, 4, 8 * TOTAL_WORDS, 0),
     "told": MapDefinition(MapKind.ARRAY, 4, 8 * TOTAL_WORDS, _MMAPABLE),
     "ends": MapDefinition(MapKind.RINGBUF, 0, 0, 0),
@@ -316,6 +326,15 @@ def _number(words: bytes) -> int:
     return int.from_bytes(words, sys.byteorder)
 
 
+def amount_of(passed: int, told: int) -> tuple[int, int]:
+    """Return how many packets, and bytes, have passed from one word of a counter to a later one.
+
+    Exact while that is less than 256 GiB and 67 million packets.
+    """
+    packets, amount = divmod((passed - told) % _WORD, 1 << _PACKET_BITS)
+    return packets, amount
+
+
 def counter_of(value: bytes) -> int:
     """Return the index of the counter that a flow's value names."""
     counter: int = _WAY.unpack_from(value, _ADDRESSES.size)[1]
@@ -388,6 +407,27 @@ def _mtu(mtu: int) -> int:
     return mtu if mtu <= _MOST_MTU else 0
 
 
+def number_value(number: int) -> bytes:
+    """Return the value that stands for a direction."""
+    return _NUMBER.pack(number)
+
+
+def number_of(value: bytes) -> int:
+    """Return the number of a direction."""
+    number: int = _NUMBER.unpack(value)[0]
+    return number
+
+
+def other_number(number: int) -> int:
+    """Return the number of the other direction of the same connection."""
+    return number ^ 1
+
+
+def is_from_client(number: int) -> bool:
+    """Return whether a direction is that of a client."""
+    return not number & 1
+
+
 class Progress(NamedTuple):
     """How far one direction of a connection is."""
 
@@ -402,11 +442,6 @@ def progress_of(value: bytes) -> Progress:
     """Return how far a direction is."""
     state, _, _, _, _, _, begun, last, amount = _PROGRESS.unpack_from(value, FLOW_BYTES)
     return Progress(state, begun, last, amount)
-
-
-def is_from_client(value: bytes) -> bool:
-    """Return whether a direction is that of a client."""
-    return bool(_WAY.unpack_from(value, _ADDRESSES.size)[3] & _FROM_CLIENT)
 
 
 def other_key(key: bytes, value: bytes) -> bytes:
@@ -427,7 +462,7 @@ def way_of(key: bytes, value: bytes) -> tuple[bytes, bytes]:
 
 
 def with_way(value: bytes, interface: int, mtu: int, is_local: bool) -> bytes:
-    """Return a connection whose packets take another way."""
+    """Return a direction whose packets take another way."""
     _, counter, _, flags, *changes = _WAY.unpack_from(value, _ADDRESSES.size)
     flags = flags & _FROM_CLIENT | _TO_LOCAL * is_local
     way = _WAY.pack(interface, counter, _mtu(mtu), flags, *changes)

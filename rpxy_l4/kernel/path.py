@@ -18,13 +18,15 @@ from rpxy_l4.balance import BUCKETS
 from rpxy_l4.control import SETTINGS, KernelPiece
 from rpxy_l4.kernel import bpf
 from rpxy_l4.kernel.attachment import ETHERNET, Attachment
-from rpxy_l4.kernel.layout import MAPS, TARGETS, Why, counter_of
+from rpxy_l4.kernel.layout import MAPS, TARGETS, Why, counter_of, number_value
 from rpxy_l4.kernel.netlink import Filter
 from rpxy_l4.kernel.program import Program, read_object
 
 _LOG: Final = logging.getLogger(__name__)
 
-_OF_CONNECTIONS: Final = frozenset({"settings", "connections", "targets", "totals", "told", "ends"})
+_OF_CONNECTIONS: Final = frozenset(
+    {"settings", "connections", "directions", "vacant", "targets", "totals", "told", "ends"}
+)
 
 _OBJECT: Final = Path(__file__).with_name("path.bpf.o")
 
@@ -38,6 +40,10 @@ _ENTRIES: Final = {
     "totals": TARGETS,
     "told": TARGETS,
 }
+# BPF_FUNC_ktime_get_ns and, since Linux 5.11, BPF_FUNC_ktime_get_coarse_ns.
+_EXACT_CLOCK: Final = 5
+_COARSE_CLOCK: Final = 160
+
 _ENDS_BYTES: Final = 1 << 21
 """Room for twenty thousand."""
 
@@ -87,6 +93,9 @@ class KernelPath:
                 resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         for name, definition in MAPS.items():
             self._maps[name] = bpf.create_map(name, definition, self._entries(name))
+        vacant = bpf.Queue(self._maps["vacant"])
+        for number in range(0, 2 * self.connections, 2):
+            vacant.push(number_value(number))
         self._object = read_object(_OBJECT.read_bytes())
         # The other one is loaded when there is an interface for it: the verifier takes its time.
         self.program(ETHERNET)
@@ -102,8 +111,10 @@ class KernelPath:
                 return 1
             case "ends":
                 return _ENDS_BYTES if self.connections else mmap.PAGESIZE
-            case "connections":
+            case "connections" | "directions":
                 return max(1, 2 * self.connections)
+            case "vacant":
+                return max(1, self.connections)
         return _ENTRIES[name] if self.connections else 1
 
     @property
@@ -153,7 +164,10 @@ class KernelPath:
     def program(self, name: str) -> int:
         """Return the descriptor of a program, which stays this object's. Raises as :func:`bpf.load_program` does."""
         if name not in self._programs:
-            self._programs[name] = bpf.load_program(name, self._object[name].linked(self._maps))
+            program = self._object[name]
+            if _is_before(5, 11):
+                program = program.calling(_EXACT_CLOCK, instead_of=_COARSE_CLOCK)
+            self._programs[name] = bpf.load_program(name, program.linked(self._maps))
         return self._programs[name]
 
     def clear(self, slots: frozenset[int], of_slot: int) -> None:

@@ -31,9 +31,11 @@ _MAP_ADDRESS: Final = 1
 _CODE: Final = "tc"
 _LOAD_WIDE: Final = 0x18
 """BPF_LD | BPF_IMM | BPF_DW: two instructions that hold 64 bits."""
+_CALL: Final = 0x85
+"""BPF_JMP | BPF_CALL; with registers of 0, of a helper."""
 _IS_MAP: Final = 1
 """BPF_PSEUDO_MAP_FD: those bits are the descriptor of a map."""
-_MAP_REFERENCE: Final = struct.Struct("<BBhi")
+_INSTRUCTION: Final = struct.Struct("<BBhi")
 _DESTINATION: Final = 0x0F
 
 
@@ -44,13 +46,22 @@ class Program(NamedTuple):
     maps: Mapping[int, str]
     """Where in ``code`` the descriptor of which map is to be put."""
 
+    def calling(self, helper: int, instead_of: int) -> Program:
+        """Return one that calls another helper of the kernel."""
+        code = bytearray(self.code)
+        for offset in range(0, len(code), INSTRUCTION_BYTES):
+            operation, registers, _, number = _INSTRUCTION.unpack_from(code, offset)
+            if operation == _CALL and registers == 0 and number == instead_of:
+                _INSTRUCTION.pack_into(code, offset, operation, registers, 0, helper)
+        return self._replace(code=bytes(code))
+
     def linked(self, descriptors: Mapping[str, int]) -> bytes:
         """Return its code with the descriptors of the maps put in."""
         code = bytearray(self.code)
         for offset, name in self.maps.items():
-            operation, registers, _, _ = _MAP_REFERENCE.unpack_from(code, offset)
+            operation, registers, _, _ = _INSTRUCTION.unpack_from(code, offset)
             registers = registers & _DESTINATION | _IS_MAP << 4
-            _MAP_REFERENCE.pack_into(code, offset, operation, registers, 0, descriptors[name])
+            _INSTRUCTION.pack_into(code, offset, operation, registers, 0, descriptors[name])
         return bytes(code)
 
 

@@ -65,12 +65,13 @@ static __always_inline void count_end(const struct flow_key *key, struct setting
 }
 
 // Take a connection out and count its end, once. "key" is that of what the client sends: whoever removes that counts, be it
-// on another processor at this moment, or user space. Once both are removed, their places may be another connection's. (On
-// kernels before 6.7 a removal may fail, too, when user space is about one on this processor; then it is swept.)
-static __always_inline void take_out(const struct flow_key *key, const struct flow_key *other_key,
-                                     const struct connection *from_client, const struct connection *from_target,
-                                     __u32 reason, __u64 now)
+// on another processor at this moment, or user space. Then its number may be another connection's. (On kernels before 6.7
+// a removal may fail, too, when user space is about one on this processor; then it is swept.)
+static __always_inline void take_out(const struct flow_key *key, const struct flow_key *other_key, __u32 number,
+                                     const struct direction *from_client, const struct direction *from_target,
+                                     __u32 reason)
 {
+    __u64 now = bpf_ktime_get_ns();
     struct settings *wanted = settings_now();
     struct total *total = total_of(&from_client->way);
     __u64 begun = from_client->begun, connected = from_target->begun;
@@ -80,6 +81,8 @@ static __always_inline void take_out(const struct flow_key *key, const struct fl
     if (bpf_map_delete_elem(&connections, key))
         return;
     bpf_map_delete_elem(&connections, other_key);
+    number &= ~1;
+    bpf_map_push_elem(&vacant, &number, BPF_ANY);
     if (!wanted || !total)
         return;
     if (was_established)
@@ -90,7 +93,7 @@ static __always_inline void take_out(const struct flow_key *key, const struct fl
 
 // Whether its receiver can take a segment for one of the connection. Anybody can send packets with its addresses and ports.
 static __always_inline int is_credible(const struct packet *packet, const struct segment *segment,
-                                       const struct connection *other)
+                                       const struct direction *other)
 {
     __u32 end = segment->sequence + packet->payload + !!(segment->flags & FIN);
     __u32 window = other->allowed - other->acknowledged;
@@ -101,7 +104,7 @@ static __always_inline int is_credible(const struct packet *packet, const struct
 }
 
 // Note what is acknowledged, and how much more may come.
-static __always_inline void acknowledge(const struct segment *segment, struct connection *this)
+static __always_inline void acknowledge(const struct segment *segment, struct direction *this)
 {
     __u32 edge = segment->acknowledged + (segment->window << (this->scale & 15));
 
@@ -112,7 +115,7 @@ static __always_inline void acknowledge(const struct segment *segment, struct co
 }
 
 // Count what a segment brings: bytes that are sent anew for want of an acknowledgement are none.
-static __always_inline void count(const struct packet *packet, const struct segment *segment, struct connection *this)
+static __always_inline void count(const struct packet *packet, const struct segment *segment, struct direction *this)
 {
     __u32 fin = !!(segment->flags & FIN);
     __u32 advance = segment->sequence + packet->payload + fin - this->next;
@@ -148,8 +151,8 @@ enum step {
 };
 
 // A SYN, or a SYN with an ACK.
-static __always_inline enum step follow_begin(const struct segment *segment, struct connection *this,
-                                              struct connection *other, __u64 now)
+static __always_inline enum step follow_begin(const struct segment *segment, struct direction *this,
+                                              struct direction *other, __u64 now)
 {
     struct target *target;
 
@@ -190,8 +193,8 @@ static __always_inline enum step follow_begin(const struct segment *segment, str
 }
 
 // Count a connection whose client has acknowledged the target's SYN: who only sends SYNs takes no place of others.
-static __always_inline void establish(const struct segment *segment, struct connection *from_client,
-                                      struct connection *from_target)
+static __always_inline void establish(const struct segment *segment, struct direction *from_client,
+                                      struct direction *from_target)
 {
     struct settings *wanted = settings_now();
     struct total *total = total_of(&from_client->way);
@@ -209,8 +212,8 @@ static __always_inline void establish(const struct segment *segment, struct conn
 }
 
 // An RST before there is a connection.
-static __always_inline enum step follow_refusal(const struct segment *segment, const struct connection *this,
-                                                const struct connection *other)
+static __always_inline enum step follow_refusal(const struct segment *segment, const struct direction *this,
+                                                const struct direction *other)
 {
     // A client that does not understand an answer says so by RST, and tries again; one that has given up says so where the
     // answer expects it. A target may be asked wrongly.
@@ -222,14 +225,14 @@ static __always_inline enum step follow_refusal(const struct segment *segment, c
 }
 
 // How a connection has ended in which both have finished: by who was first.
-static __always_inline __u32 reason_of(const struct connection *from_client)
+static __always_inline __u32 reason_of(const struct direction *from_client)
 {
     return from_client->state & STATE_SECOND ? REASON_TARGET_EOF : REASON_CLIENT_EOF;
 }
 
 // An RST or a FIN, or what comes after one. If the connection ends by it, *reason says how.
-static __always_inline enum step follow_end(const struct segment *segment, struct connection *this,
-                                            struct connection *other, __u32 *reason)
+static __always_inline enum step follow_end(const struct segment *segment, struct direction *this,
+                                            struct direction *other, __u32 *reason)
 {
     __u32 from_client = this->way.flags & FLOW_FROM_CLIENT;
 
@@ -257,28 +260,22 @@ static __always_inline enum step follow_end(const struct segment *segment, struc
     return STEP_FORWARD;
 }
 
-// Whether a direction leads to where packets of this key come from. The other one may have been taken out since it was
-// found, and its place be another connection's.
-static __always_inline int leads_back(const struct connection *other, const struct flow_key *key)
-{
-    const __be32 *there = other->way.destination, *from = key->source;
-
-    return !((there[0] ^ from[0]) | (there[1] ^ from[1]) | (there[2] ^ from[2]) | (there[3] ^ from[3]) |
-             (other->way.destination_port ^ key->source_port) | (other->way.source_port ^ key->destination_port));
-}
-
 // A target that has finished first remembers addresses and ports for a while. "key" is that of what it sends.
 static __always_inline void remember(const struct flow_key *key, const struct flow_key *back, __u64 now)
 {
     struct memory memory = {.since = now, .port = back->source_port};
+    struct memory *before = bpf_map_lookup_elem(&remembered, key);
 
     memory.client = sum_of_address(back->family, back->source);
-    bpf_map_update_elem(&remembered, key, &memory, BPF_ANY);
+    if (before)
+        *before = memory; // Most often, the same client had the port.
+    else
+        bpf_map_update_elem(&remembered, key, &memory, BPF_ANY);
 }
 
 // A segment of a connection that is whole. If the connection ends by it, *reason says how.
 static __always_inline enum step follow(const struct packet *packet, const struct segment *segment,
-                                        struct connection *this, struct connection *other, __u32 *reason, __u64 now)
+                                        struct direction *this, struct direction *other, __u32 *reason, __u64 now)
 {
     __u32 from_client = this->way.flags & FLOW_FROM_CLIENT;
 
@@ -299,21 +296,20 @@ static __always_inline enum step follow(const struct packet *packet, const struc
 }
 
 // Find out what a segment means, and take its connection out when that has ended. "way" is a copy of this->way.
-static __always_inline enum step attend(const struct packet *packet, const struct segment *segment,
-                                        struct connection *this, const struct flow *way, __u64 now)
+static __always_inline enum step attend(const struct packet *packet, const struct segment *segment, __u32 number,
+                                        struct direction *this, const struct flow *way)
 {
+    // What begins or ends is timed exactly. Reading the clock is a tenth of what a packet costs; its time at the last tick
+    // will do for the rest.
+    __u64 now = segment->flags & (SYN | FIN | RST) ? bpf_ktime_get_ns() : bpf_ktime_get_coarse_ns();
     __u32 reason, from_client = way->flags & FLOW_FROM_CLIENT;
     const struct flow_key *key = &packet->key;
     struct scratch *scratch = scratch_now();
-    struct connection *other;
+    struct direction *other = direction_at(number ^ 1);
     struct flow_key back;
     enum step step;
 
-    if (!scratch)
-        return STEP_DROP;
-    turn(way, key, &back);
-    other = bpf_map_lookup_elem(&connections, &back);
-    if (!other || !leads_back(other, key))
+    if (!scratch || !other || !leads_back(other, key))
         return STEP_DROP; // It is being taken out, by another processor or by user space.
     this->last = now;
     reason = reason_of(from_client ? this : other);
@@ -328,18 +324,19 @@ static __always_inline enum step attend(const struct packet *packet, const struc
     reason = *(volatile __u64 *)&scratch->reason;
     if (step == STEP_UNANSWERED || step == STEP_REFUSED)
         distrust(way, step == STEP_UNANSWERED, this->begun, now);
+    turn(way, key, &back);
     // Before its port is free.
     if (step == STEP_FORWARD_LAST && !from_client && !(segment->flags & RST))
         remember(key, &back, now);
-    take_out(from_client ? key : &back, from_client ? &back : key, from_client ? this : other,
-             from_client ? other : this, reason, now);
+    take_out(from_client ? key : &back, from_client ? &back : key, number, from_client ? this : other,
+             from_client ? other : this, reason);
     return step;
 }
 
 // Look at a packet of a connection. Return what is to be done with it, or STEP_DROP with a reason.
 static __always_inline enum step look(const struct __sk_buff *skb, const struct packet *packet,
-                                      const struct segment *segment, struct connection *this, const struct flow *way,
-                                      __u64 now, int *why)
+                                      const struct segment *segment, __u32 number, struct direction *this,
+                                      const struct flow *way, int *why)
 {
     *why = WHY_FAULT;
     if (packet->has_options)
@@ -354,21 +351,18 @@ static __always_inline enum step look(const struct __sk_buff *skb, const struct 
         *why = WHY_TOO_BIG;
     if (*why != WHY_FAULT)
         return STEP_DROP;
-    return attend(packet, segment, this, way, now);
+    return attend(packet, segment, number, this, way);
 }
 
 // Tell the sender of a packet that it is too long; "way" is that of the packet. As in Linux, there is no limit to such
 // answers: it would break what they are for. Strangers do not get any.
 static __always_inline int refuse_length(struct __sk_buff *skb, __u32 network, const struct packet *packet,
-                                         const struct segment *segment, const struct flow *way)
+                                         const struct segment *segment, __u32 number, const struct flow *way)
 {
-    struct connection *other;
+    struct direction *other = direction_at(number ^ 1);
     struct flow back = {};
-    struct flow_key key;
     int result;
 
-    turn(way, &packet->key, &key);
-    other = bpf_map_lookup_elem(&connections, &key);
     if (!other || !leads_back(other, &packet->key) || !(other->state & STATE_ESTABLISHED) ||
         !is_credible(packet, segment, other))
         return drop(WHY_TOO_BIG);
@@ -388,30 +382,28 @@ static __always_inline int handle_tcp(struct __sk_buff *skb, __u32 network, stru
     struct settings *wanted = settings_now();
     enum step step = STEP_BEGIN;
     struct segment segment = {};
-    struct connection *this;
+    struct direction *this;
     struct scratch *scratch;
     struct flow way;
-    __u32 longest;
+    __u32 number, longest;
     int result, why;
-    __u64 now;
 
     if (!wanted || !(wanted->flags & SETTING_TCP))
         return LEAVE;
     if (read_segment(skb, packet, &segment))
         return LEAVE;
-    now = bpf_ktime_get_ns();
-    this = bpf_map_lookup_elem(&connections, &packet->key);
+    this = find(&packet->key, &number);
     if (this) {
         way = this->way;
         longest = this->longest;
-        step = look(skb, packet, &segment, this, &way, now, &why);
+        step = look(skb, packet, &segment, number, this, &way, &why);
     } else if ((segment.flags & (SYN | ACK)) == (SYN | ACK)) {
-        return note_answer(packet, now);
+        return note_answer(packet);
     } else if ((segment.flags & (SYN | RST | FIN)) != SYN) {
         return LEAVE;
     }
     if (step == STEP_DROP)
-        return why == WHY_TOO_BIG ? refuse_length(skb, network, packet, &segment, &way) : drop(why);
+        return why == WHY_TOO_BIG ? refuse_length(skb, network, packet, &segment, number, &way) : drop(why);
     if (step == STEP_REFUSED)
         return drop(WHY_REFUSED); // The client tries again: by the sockets, and at other targets.
     if (step == STEP_UNANSWERED)
@@ -419,7 +411,7 @@ static __always_inline int handle_tcp(struct __sk_buff *skb, __u32 network, stru
     if (step == STEP_OVER)
         return drop(WHY_FAULT); // The client sends its SYN again.
     if (step == STEP_BEGIN) {
-        result = begin(packet, &segment, now);
+        result = begin(packet, &segment);
         if (result == NOT_OURS)
             return LEAVE;
         if (result != CHANGED)
@@ -428,8 +420,11 @@ static __always_inline int handle_tcp(struct __sk_buff *skb, __u32 network, stru
         scratch = scratch_now();
         if (!scratch)
             return LEAVE;
-        way = scratch->made.way;
-        longest = scratch->made.longest;
+        this = direction_at(scratch->number);
+        if (!this)
+            return LEAVE;
+        way = this->way;
+        longest = this->longest;
     }
 
     if (segment.flags & SYN)

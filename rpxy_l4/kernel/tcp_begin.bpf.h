@@ -211,20 +211,30 @@ static __always_inline int know(const struct flow_key *key, const struct client 
                                 __u32 index, const struct settings *wanted, const struct segment *segment, __u64 now)
 {
     __u64 who = sum_of_address(key->family, key->source);
+    struct direction *from_client, *from_target;
     struct memory *memory;
     struct scratch *scratch;
-    struct connection *made;
     struct flow_key *back;
-    __u64 first = wanted->ports[0], number = wanted->ports[1], more = wanted->ports[2];
-    __u32 count = number + wanted->ports[3], chosen;
+    __u32 number, other_number;
+    __u64 first = wanted->ports[0], in_first = wanted->ports[1], more = wanted->ports[2];
+    __u32 count = in_first + wanted->ports[3], chosen;
     long failure = -1;
     int i;
 
     scratch = scratch_now();
     if (!count || !scratch)
         return WHY_NO_PORT;
-    __builtin_memset(scratch, 0, sizeof(*scratch));
-    made = &scratch->made;
+    if (bpf_map_pop_elem(&vacant, &number))
+        return WHY_LIMIT;
+    other_number = number ^ 1;
+    from_client = direction_at(number);
+    from_target = direction_at(other_number);
+    if (!from_client || !from_target)
+        return WHY_FAULT;
+    __builtin_memset(&scratch->back, 0, sizeof(scratch->back));
+    __builtin_memset(from_client, 0, sizeof(*from_client));
+    __builtin_memset(from_target, 0, sizeof(*from_target));
+    scratch->number = number;
     back = &scratch->back;
     back->protocol = IPPROTO_TCP;
     back->family = key->family;
@@ -232,57 +242,60 @@ static __always_inline int know(const struct flow_key *key, const struct client 
     __builtin_memcpy(back->destination, target->source, sizeof(back->destination));
     back->source_port = target->port;
 
+    // What clients send, but for the port.
+    __builtin_memcpy(from_client->way.source, target->source, sizeof(from_client->way.source));
+    __builtin_memcpy(from_client->way.destination, target->address, sizeof(from_client->way.destination));
+    from_client->way.destination_port = target->port;
+    from_client->way.interface = target->interface;
+    from_client->way.mtu = target->mtu;
+    from_client->way.flags = FLOW_FROM_CLIENT | (target->is_local ? FLOW_TO_LOCAL : 0);
+    from_client->next = segment->sequence + 1;
+    from_client->scale = segment->scale;
+
     // What targets send.
-    __builtin_memcpy(made->way.source, key->destination, sizeof(made->way.source));
-    __builtin_memcpy(made->way.destination, key->source, sizeof(made->way.destination));
-    made->way.source_port = key->destination_port;
-    made->way.destination_port = key->source_port;
-    made->way.interface = client->interface;
-    made->way.mtu = client->mtu;
-    made->way.flags = client->is_local ? FLOW_TO_LOCAL : 0;
-    made->way.counter = index;
-    made->longest = shorter(target->mtu, client->mtu);
-    made->last = made->begun = now;
+    __builtin_memcpy(from_target->way.source, key->destination, sizeof(from_target->way.source));
+    __builtin_memcpy(from_target->way.destination, key->source, sizeof(from_target->way.destination));
+    from_target->way.source_port = key->destination_port;
+    from_target->way.destination_port = key->source_port;
+    from_target->way.interface = client->interface;
+    from_target->way.mtu = client->mtu;
+    from_target->way.flags = client->is_local ? FLOW_TO_LOCAL : 0;
+
+    from_client->way.counter = from_target->way.counter = index;
+    from_client->longest = from_target->longest = shorter(target->mtu, client->mtu);
+    from_client->last = from_client->begun = from_target->last = from_target->begun = now;
     UNROLLED
     for (i = 0; i < PORT_TRIES; i++) {
         chosen = (i ? bpf_get_prandom_u32() : (__u32)who + bpf_ntohs(key->source_port)) % count;
-        back->destination_port = bpf_htons(chosen < number ? first + chosen : more + chosen - number);
+        back->destination_port = bpf_htons(chosen < in_first ? first + chosen : more + chosen - in_first);
         memory = bpf_map_lookup_elem(&remembered, back);
         if (memory && (__s64)(now - memory->since) < REMEMBERED_NANOSECONDS &&
             (memory->client != who || memory->port != key->source_port))
             continue;
-        set_changes(&made->way, back);
-        failure = bpf_map_update_elem(&connections, back, made, BPF_NOEXIST);
+        from_client->way.source_port = back->destination_port;
+        set_changes(&from_client->way, key);
+        set_changes(&from_target->way, back);
+        failure = bpf_map_update_elem(&connections, back, &other_number, BPF_NOEXIST);
         if (failure != -17) // EEXIST: another connection has this port.
             break;
     }
-    if (failure)
-        return i == PORT_TRIES ? WHY_NO_PORT : WHY_FAULT;
-
-    // What clients send.
-    __builtin_memcpy(made->way.source, target->source, sizeof(made->way.source));
-    __builtin_memcpy(made->way.destination, target->address, sizeof(made->way.destination));
-    made->way.source_port = back->destination_port;
-    made->way.destination_port = target->port;
-    made->way.interface = target->interface;
-    made->way.mtu = target->mtu;
-    made->way.flags = FLOW_FROM_CLIENT | (target->is_local ? FLOW_TO_LOCAL : 0);
-    made->next = segment->sequence + 1;
-    made->scale = segment->scale;
-    set_changes(&made->way, key);
-    if (bpf_map_update_elem(&connections, key, made, BPF_NOEXIST)) {
+    if (!failure && bpf_map_update_elem(&connections, key, &number, BPF_NOEXIST)) {
         bpf_map_delete_elem(&connections, back);
-        return WHY_FAULT;
+        failure = -1;
     }
-    return CHANGED;
+    if (!failure)
+        return CHANGED;
+    bpf_map_push_elem(&vacant, &number, BPF_ANY);
+    return i == PORT_TRIES ? WHY_NO_PORT : WHY_FAULT;
 }
 
 #define NOT_OURS -2
 
-// Make a connection of a SYN that belongs to none. Return CHANGED, and the client's direction is in the scratch then; or
+// Make a connection of a SYN that belongs to none. Return CHANGED, and its number is in the scratch then; or
 // NOT_OURS, or what stands in the way.
-static __always_inline int begin(const struct packet *packet, const struct segment *segment, __u64 now)
+static __always_inline int begin(const struct packet *packet, const struct segment *segment)
 {
+    __u64 now = bpf_ktime_get_ns();
     struct flow_key who = packet->key;
     struct settings *wanted;
     struct target *target;
@@ -322,8 +335,9 @@ static __always_inline int begin(const struct packet *packet, const struct segme
 }
 
 // The answer to a SYN that user space has sent to a target: with these addresses it answers.
-static __always_inline int note_answer(const struct packet *packet, __u64 now)
+static __always_inline int note_answer(const struct packet *packet)
 {
+    __u64 now = bpf_ktime_get_ns();
     struct flow_key who = packet->key;
     struct target *target;
     __u32 *index;

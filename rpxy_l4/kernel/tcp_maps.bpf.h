@@ -7,7 +7,7 @@
 #include "packet.bpf.h"
 
 // One direction of a connection.
-struct connection {
+struct direction {
     struct flow way;
     __u32 state; // STATE_*
     __u32 next;  // Sequence number behind all that this direction has sent, of what the other can have accepted,
@@ -18,6 +18,7 @@ struct connection {
     __u64 begun; // CLOCK_MONOTONIC in nanoseconds: of the first SYN; in the other direction, of its answer.
     __u64 last;
     __u64 bytes;
+    __u64 zeros[3]; // Two cache lines each.
 };
 
 #define NO_SCALE 255
@@ -99,12 +100,56 @@ struct end {
     __u64 bytes_out;
 };
 
+// Which direction packets are of: its number.
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);
     __type(key, struct flow_key);
-    __type(value, struct connection);
+    __type(value, __u32);
     __uint(max_entries, 2); // User space decides, here and below.
 } connections SEC(".maps");
+
+// By number. Two make a connection: n is what its client sends, an even number, and n ^ 1 what its target does.
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __type(key, __u32);
+    __type(value, struct direction);
+    __uint(max_entries, 2);
+    __uint(map_flags, BPF_F_MMAPABLE);
+} directions SEC(".maps");
+
+// Even numbers that no connection has. The one that has been free for the longest time is taken first: whoever has found a
+// connection that ends in this moment is done with it before its place is another one's.
+struct {
+    __uint(type, BPF_MAP_TYPE_QUEUE);
+    __type(value, __u32);
+    __uint(max_entries, 1);
+} vacant SEC(".maps");
+
+static __always_inline struct direction *direction_at(__u32 number)
+{
+    return bpf_map_lookup_elem(&directions, &number);
+}
+
+// The direction whose packets have this key, and its number.
+static __always_inline struct direction *find(const struct flow_key *key, __u32 *number)
+{
+    __u32 *found = bpf_map_lookup_elem(&connections, key);
+
+    if (!found)
+        return NULL;
+    *number = *found;
+    return direction_at(*number);
+}
+
+// Whether a direction leads to where packets of this key come from: so the other one, whose key that is, is of the same
+// connection. It may have been taken out since it was found, and its place be another connection's.
+static __always_inline int leads_back(const struct direction *other, const struct flow_key *key)
+{
+    const __be32 *there = other->way.destination, *from = key->source;
+
+    return !((there[0] ^ from[0]) | (there[1] ^ from[1]) | (there[2] ^ from[2]) | (there[3] ^ from[3]) |
+             (other->way.destination_port ^ key->source_port) | (other->way.source_port ^ key->destination_port));
+}
 
 // By client and listener, without the client's port.
 struct {
@@ -154,10 +199,10 @@ struct {
     __uint(max_entries, 1);
 } remembered SEC(".maps");
 
-// Where a connection is put together: it is too much for the stack.
+// What is too much for the stack.
 struct scratch {
-    struct connection made;
     struct flow_key back;
+    __u32 number;
     __u64 reason;
     __u64 step;
     __u64 headers[16]; // See narrow.bpf.h.

@@ -8,12 +8,15 @@
 
 // What has passed in one direction. User space has this memory mapped.
 struct counter {
-    __u64 packets; // As they are on the wire, not as they are joined in memory.
-    __u64 bytes;   // Payload.
-    __u64 last;    // When, CLOCK_MONOTONIC in nanoseconds.
-    __u64 proof;   // See below.
-    __u64 of_user_space[4]; // A cache line each: the directions are often served by different processors.
+    __u64 passed; // Packets, as they are on the wire and not as they are joined in memory, from PACKET on; bytes of payload.
+    __u64 last;   // When, CLOCK_MONOTONIC at its last tick in nanoseconds.
+    __u64 proof;  // See below.
+    __u64 of_user_space[5]; // A cache line each: the directions are often served by different processors.
 };
+
+// Two counts in one word cost one locked addition rather than two, a tenth of what is done for a packet. User space reads
+// the difference to what it has read before: 256 GiB and 67 million packets of one direction can be told apart.
+#define PACKET (1ULL << 38)
 
 // What the sockets see need not be what is on the wire: this host may translate addresses (NAT) before or behind them.
 // So nothing is forwarded before a packet of each direction has arrived as it is expected here.
@@ -129,7 +132,7 @@ static __always_inline int handle_udp(struct __sk_buff *skb, __u32 network, stru
     if (!is_proven(counter, flow->counter))
         return leave(WHY_UNPROVEN);
 
-    now = bpf_ktime_get_ns();
+    now = bpf_ktime_get_coarse_ns();
     last = counter->last;
     // Signed: somebody else may just have written a later time.
     if (flow->flags & FLOW_FROM_CLIENT && (__s64)(now - last) > QUIET_NANOSECONDS) {
@@ -147,8 +150,7 @@ static __always_inline int handle_udp(struct __sk_buff *skb, __u32 network, stru
         return leave(result);
     if (result != CHANGED)
         return drop(result);
-    __sync_fetch_and_add(&counter->packets, count_of(skb, packet));
-    __sync_fetch_and_add(&counter->bytes, packet->payload);
+    __sync_fetch_and_add(&counter->passed, count_of(skb, packet) * PACKET + packet->payload);
     counter->last = now;
     return pass(skb, flow);
 }

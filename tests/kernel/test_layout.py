@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rpxy_l4.endings import Reason
 from rpxy_l4.kernel import layout
@@ -119,13 +121,12 @@ def test_an_mtu_that_no_packet_reaches_is_none() -> None:
 def test_a_counter_has_its_words_where_the_program_writes_them(types: Types) -> None:
     assert named(types, "STRUCT", "counter")["size"] == layout.COUNTER_BYTES
     assert offsets(types, "counter") == {
-        "packets": 8 * layout.PACKETS,
-        "bytes": 8 * layout.BYTES,
+        "passed": 8 * layout.PASSED,
         "last": 8 * layout.LAST,
         "proof": 8 * layout.PROOF,
         "of_user_space": 8 * layout.SERIES,
     }
-    assert layout.SERIES < layout.TOLD_PACKETS < layout.TOLD_BYTES < layout.COUNTER_WORDS
+    assert layout.SERIES < layout.TOLD < layout.COUNTER_WORDS
 
 
 def test_reasons_have_the_numbers_of_the_program() -> None:
@@ -172,15 +173,15 @@ def test_histograms_have_the_bounds_of_those_in_user_space(name: str, bounds: tu
     ]
 
 
-def test_a_connection_is_read_as_the_program_writes_it(types: Types) -> None:
-    at = offsets(types, "connection")
+def test_a_direction_is_read_as_the_program_writes_it(types: Types) -> None:
+    at = offsets(types, "direction")
     key = flow_key(address("192.0.2.1", 1), address("192.0.2.2", 2), 6)
     way = flow_value(
         key, address("192.0.2.3", 3), address("192.0.2.4", 4), interface=7, counter=9, mtu=1500, is_local=True,
         is_from_client=True,
     )  # fmt: skip
-    value = bytearray(named(types, "STRUCT", "connection")["size"])
-    assert len(value) == layout.CONNECTION_BYTES
+    value = bytearray(named(types, "STRUCT", "direction")["size"])
+    assert len(value) == layout.DIRECTION_BYTES
     value[: len(way)] = way
     for name, number in (("begun", 100), ("last", 200), ("bytes", 300)):
         struct.pack_into("=Q", value, at[name], number)
@@ -189,14 +190,15 @@ def test_a_connection_is_read_as_the_program_writes_it(types: Types) -> None:
 
     assert at["way"] == 0
     assert layout.progress_of(found) == (State.ESTABLISHED, 100, 200, 300)
-    assert layout.is_from_client(found)
     assert layout.target_of(found) == 9
     assert layout.way_of(key, found) == (b"\xc0\0\2\4", b"\xc0\0\2\3")
     assert layout.other_key(key, found) == flow_key(address("192.0.2.4", 4), address("192.0.2.3", 3), 6)
     other = layout.with_way(found, 8, 1400, is_local=False)
-    assert layout.is_from_client(other)
     assert other not in {found, layout.with_way(found, 8, 1300, is_local=False)}
     assert layout.with_way(other, 8, 1400, is_local=False) == other
+    for part in layout.WAY_PARTS:
+        value[part] = other[part]
+    assert value == other
 
 
 def test_a_target_has_its_fields_where_the_program_looks_for_them(types: Types) -> None:
@@ -254,10 +256,20 @@ def test_maps_are_made_as_the_program_declares_them(types: Types) -> None:
         members = {member["name"]: member for member in types[variable["type_id"]]["members"]}
         flags = number(members["map_flags"]) if "map_flags" in members else 0
         kind = number(members["type"])
-        sizes = (0, 0) if kind == MapKind.RINGBUF else (size(members["key"]), size(members["value"]))
-        declared[variable["name"]] = (kind, *sizes, flags)
+        # The kernel knows no values of a ring buffer.
+        key, value = size(members["key"]) if "key" in members else 0, size(members["value"])
+        declared[variable["name"]] = (kind, key, 0 if kind == MapKind.RINGBUF else value, flags)
 
     assert declared == {name: tuple(definition) for name, definition in MAPS.items()}
+
+
+@given(
+    told=st.integers(0, (1 << 64) - 1),
+    packets=st.integers(0, (1 << 26) - 1),
+    amount=st.integers(0, (1 << 38) - 1),
+)
+def test_packets_and_bytes_are_told_apart_wherever_the_word_begins(told: int, packets: int, amount: int) -> None:
+    assert layout.amount_of((told + (packets << 38) + amount) % (1 << 64), told) == (packets, amount)
 
 
 def test_an_address_knows_its_family() -> None:

@@ -40,6 +40,20 @@ def test_descriptors_of_maps_are_put_where_the_program_loads_them() -> None:
             assert (operation, registers >> 4, value) == (0x18, 1, descriptors[name])
 
 
+def test_another_helper_is_called_in_place_of_one_that_the_kernel_has_not() -> None:
+    each = read_object(OBJECT.read_bytes())["ethernet"]
+
+    def calls(code: bytes) -> list[int]:
+        found = (struct.unpack_from("<BBhi", code, offset) for offset in range(0, len(code), INSTRUCTION_BYTES))
+        return [helper for operation, registers, _, helper in found if (operation, registers) == (0x85, 0)]
+
+    coarse, exact = 160, 5
+    assert {coarse, exact} < {*calls(each.code)}
+    other = each.calling(exact, instead_of=coarse)
+    assert calls(other.code) == [exact if helper == coarse else helper for helper in calls(each.code)]
+    assert other.maps == each.maps
+
+
 def test_what_is_shipped_is_what_clang_makes_of_the_source(tmp_path: Path) -> None:
     """The types beside the programs tell of the kernel's headers, which are not always the same."""
     run("clang", "--version")
