@@ -112,6 +112,8 @@ class KernelPathKeeper:
         if self._path is None:
             return f"not used: {self._why_not}"
         where = f"in use: {self._path.mode} on {', '.join(self._path.interfaces)}"
+        if self._path.is_guarded:
+            where += " (at three times the cost, without CAP_PERFMON)"
         if self._path.connections and self._why_tcp_stays is None and self._snapshot is not None:
             tcp = f"{min(self._path.connections, _most_connections(self._snapshot))} connections at most"
         else:

@@ -69,6 +69,8 @@ class KernelPath:
         self.connections = connections
         self.token = _new_token()
         """Tells this one from others, before and after."""
+        self.is_guarded = not _may_trace()
+        """Whether the kernel guards it against speculation, without CAP_PERFMON: a packet costs three times as much."""
         self._maps: dict[str, int] = {}
         self._object: dict[str, Program] = {}
         self._programs: dict[str, int] = {}

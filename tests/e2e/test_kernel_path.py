@@ -428,6 +428,7 @@ def test_two_capabilities_are_enough(network: Network) -> None:
         network.proxy(f'kernel_path = "on"\nudp_target = ["{target.text}"]', launcher=launcher) as proxy,
         network.client(proxy) as client,
     ):
+        assert ("without CAP_PERFMON" in proxy.wait_for("kernel path: in use")) == (not old)
         enter(client)
         enter(client)
         eventually(lambda: network.in_kernel(proxy) >= 2 * ENOUGH, "the kernel forwards")
