@@ -142,7 +142,7 @@ def _kernel_path(document: Document) -> Iterator[Verdict]:
             ("p99 latency of the kernel path against no proxy", later, _P99),
         ):
             if found is not None:
-                yield Verdict(measured.name, text, found.median, most, bounds=(found.low, found.high))
+                yield Verdict(measured.name, text, found.median, most, bounds=found.bounds)
         busy = measured.median(KERNEL, lambda sample: sample.busy)
         if busy is not None:
             yield Verdict(measured.name, "cores in use, kernel path", busy, _BUSY)

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-_CERTAIN: Final = 1.96
-"""Standard deviations on either side that hold 95 %."""
+_UNCERTAIN: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,8 @@ class Comparison:
     """One thing by another, both measured in turn."""
 
     median: float
-    low: float
-    high: float
-    """Between these is, with 95 % certainty, what the median of ever more runs would be; with few, the extremes."""
+    bounds: tuple[float, float] | None
+    """Between these is, with 95 % certainty, what the median of ever more runs would be. None: there are too few."""
 
 
 def compare(ones: Sequence[float | None], others: Sequence[float | None]) -> Comparison | None:
@@ -40,9 +38,22 @@ def compare(ones: Sequence[float | None], others: Sequence[float | None]) -> Com
     ratios = sorted(found for one, other in zip(ones, others, strict=False) if (found := ratio(one, other)) is not None)
     if not ratios:
         return None
-    count = len(ratios)
-    rank = max(0, int((count - _CERTAIN * math.sqrt(count)) / 2))
-    return Comparison(statistics.median(ratios), ratios[rank], ratios[count - 1 - rank])
+    rank = _rank(len(ratios))
+    return Comparison(statistics.median(ratios), None if rank is None else (ratios[rank], ratios[-1 - rank]))
+
+
+def _rank(count: int) -> int | None:
+    """Return the greatest so that the median is between this one from either end; None when not even the extremes do.
+
+    So many of the values, or fewer, are on one side of the median with the probability of as many heads among tosses.
+    """
+    rank, probability = None, 0.0
+    for heads in range(count):
+        probability += math.comb(count, heads) / 2**count
+        if probability > _UNCERTAIN / 2:
+            break
+        rank = heads
+    return rank
 
 
 def summarize(values: Sequence[float | None]) -> Summary | None:
