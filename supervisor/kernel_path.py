@@ -36,7 +36,7 @@ _MOST: Final = 1 << 17
 Those that find no room stay in user space."""
 _LEAST_CONNECTIONS: Final = 1 << 12
 _MOST_CONNECTIONS: Final = 1 << 16
-"""TCP connections that there is room for; each takes 420 bytes of the kernel's memory, always."""
+"""TCP connections that there is room for; each takes 640 bytes of the kernel's memory, always."""
 
 _TICK: Final = 1.0
 _MANY: Final = 1000
@@ -48,7 +48,7 @@ _LINES_AT_A_TIME: Final = 3000
 _PORTS_SECONDS: Final = 10.0
 """How often ports of connections of before are said to be in use: what remembers it has room for the newest only."""
 _LOOK_AT: Final = 4096
-"""Entries that are looked at in a row: some 10 ms."""
+"""Entries that are looked at in a row: some 15 ms."""
 
 _CHOOSING: Final = {
     LoadBalance.SOURCE_IP: Choosing.BY_ADDRESS,

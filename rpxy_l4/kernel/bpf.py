@@ -40,8 +40,6 @@ _SCHED_CLS: Final = 3
 _TCX_INGRESS: Final = 46
 _NO_EXIST: Final = 1
 """BPF_NOEXIST."""
-_EXIST: Final = 2
-"""BPF_EXIST."""
 
 _POSSIBLE_CPUS: Final = Path("/sys/devices/system/cpu/possible")
 _LOG_BYTES: Final = 1 << 20
@@ -158,7 +156,6 @@ class Map:
         key, value = ctypes.addressof(self._key), ctypes.addressof(self._value)
         self._insert = ctypes.create_string_buffer(_ELEMENT.pack(descriptor, key, value, _NO_EXIST))
         self._replace = ctypes.create_string_buffer(_ELEMENT.pack(descriptor, key, value, 0))
-        self._update = ctypes.create_string_buffer(_ELEMENT.pack(descriptor, key, value, _EXIST))
         self._find = ctypes.create_string_buffer(_ELEMENT.pack(descriptor, key, value, 0))
         self._remove = ctypes.create_string_buffer(_ELEMENT.pack(descriptor, key, 0, 0))
 
@@ -171,15 +168,6 @@ class Map:
         """Put an entry in, in place of one that is there. Raises OSError: E2BIG when the map is full."""
         self._key.raw, self._value.raw = key, value
         libc.bpf(_MAP_UPDATE, self._replace, _ELEMENT.size)
-
-    def update(self, key: bytes, value: bytes) -> bool:
-        """Change an entry; whether there was one. Raises OSError."""
-        self._key.raw, self._value.raw = key, value
-        try:
-            libc.bpf(_MAP_UPDATE, self._update, _ELEMENT.size)
-        except FileNotFoundError:
-            return False
-        return True
 
     def find(self, key: bytes) -> bytes | None:
         """Return the value of an entry; None when there is none."""

@@ -18,6 +18,7 @@ from rpxy_l4.endings import Reason
 from rpxy_l4.kernel import bpf
 from rpxy_l4.kernel.bpf import Map, Queue
 from rpxy_l4.kernel.layout import (
+    BEGUN_PART,
     DIRECTION_BYTES,
     MAPS,
     SETTINGS_WORDS,
@@ -46,6 +47,7 @@ from rpxy_l4.kernel.layout import (
     other_key,
     other_number,
     pending_in,
+    place_key,
     progress_of,
     read_end,
     series_of,
@@ -107,6 +109,7 @@ class Connections:
         self._told = _mapped(maps["told"], TARGETS * 8 * TOTAL_WORDS).cast("Q")
         self._connections = Map(maps["connections"], MAPS["connections"])
         self._directions = _mapped(maps["directions"], bpf.entries_of(maps["directions"]) * DIRECTION_BYTES)
+        self._open = Map(maps["open"], MAPS["open"])
         self._vacant = Queue(maps["vacant"])
         self._ends = _Ends(maps["ends"])
         self._slots: dict[tuple[int, bytes, int], int] = {}
@@ -258,24 +261,25 @@ class Connections:
             yield self._look_at(key, number_of(value), time.monotonic_ns())
 
     def _look_at(self, key: bytes, number: int, now: int) -> Lost | None:
-        this, other = progress_of(self._direction(number)), progress_of(self._direction(other_number(number)))
-        silence = now - max(this.last, other.last)
-        if not is_from_client(number):
-            if self._is_left_over(key, number, silence):
+        if self._is_left_over(key, number, now):
+            if self._is(key, number) and self._is_left_over(key, number, now):
                 self._connections.remove(key)
             return None
-        if silence < UNANSWERED_SECONDS * _NANOSECONDS:
+        if not is_from_client(number):
             return None
+        this, other = map(progress_of, self._pair(number))
         patience, reason = _patience(this, other)
-        if silence < patience * _NANOSECONDS:
+        if now - max(this.last, other.last) < patience * _NANOSECONDS:
             return None
         return self._take_out(key, number, reason)
 
-    def _is_left_over(self, key: bytes, number: int, silence: int) -> bool:
-        """Whether a target's key is what somebody left who was interrupted when he took its connection out."""
-        if other_key(key, self._direction(other_number(number))) != key:
-            return self._is(key, number)  # its place is another one's
-        return silence >= CLOSING_SECONDS * _NANOSECONDS and self._connections.find(self._back(key, number)) is None
+    def _is_left_over(self, key: bytes, number: int, now: int) -> bool:
+        """Whether it is what somebody left who was interrupted when he put a connection in, or took it out."""
+        pair = self._pair(number)
+        if not _belongs(key, pair):
+            return True  # its place is another one's by now
+        silence = now - max(progress_of(each).last for each in pair)
+        return silence >= UNANSWERED_SECONDS * _NANOSECONDS and not _is_there(number, pair)
 
     def end_all(self, series: frozenset[int] | None, reason: Reason) -> Iterator[Lost]:
         """Take out all with targets of these series, None: of any; yield them."""
@@ -289,52 +293,67 @@ class Connections:
                     yield found
 
     def _take_out(self, key: bytes, number: int, reason: Reason) -> Lost | None:
-        if not self._is(key, number):
-            return None  # it is another connection's by now
-        back = self._back(key, number)
-        if not self._connections.remove(key):
-            return None  # the program has counted it
-        self._connections.remove(back)
-        value = self._direction(number)
-        this, other = progress_of(value), progress_of(self._direction(other_number(number)))
-        series = self._series(target_of(value))
-        with contextlib.suppress(OSError):  # then nobody has it any more
+        pair = self._pair(number)
+        begun = progress_of(pair[0]).begun
+        if not _belongs(key, pair) or not self._open.remove(place_key(number, begun)):
+            return None  # it has ended
+        # From here on nobody else ends it. Its packets are dropped.
+        value, other_value = self._pair(number)
+        self._write(number, BEGUN_PART, bytes(8))
+        was_established = not self._open.remove(place_key(other_number(number), begun))
+        self._connections.remove(key)
+        self._connections.remove(other_key(key, value))
+        with contextlib.suppress(OSError):  # then nobody has its place any more
             self._vacant.push(number_value(number))
+        this, other, series = progress_of(value), progress_of(other_value), self._series(target_of(value))
         self._settings[Setting.ENDED] += 1
-        if not (this.state | other.state) & State.ESTABLISHED:
+        if not was_established:
             return Lost(series, None)
         self._settings[Setting.CLOSED_BY_USER_SPACE] += 1
-        last = max(this.last, other.last, this.begun, other.begun)  # the time of last packets is that of a tick
-        end = End(client_of(key), target_of(value), reason, this.begun, other.begun, last, this.bytes, other.bytes)
+        ended = time.monotonic_ns()
+        end = End(client_of(key), target_of(value), reason, this.begun, other.begun, ended, this.bytes, other.bytes)
         return Lost(series, end)
 
     def _direction(self, number: int) -> bytes:
         return bytes(self._directions[number * DIRECTION_BYTES : (number + 1) * DIRECTION_BYTES])
 
+    def _pair(self, number: int) -> tuple[bytes, bytes]:
+        """Return a direction, and the other one of the same connection."""
+        return self._direction(number), self._direction(other_number(number))
+
+    def _write(self, number: int, part: slice, data: bytes) -> None:
+        start = number * DIRECTION_BYTES
+        self._directions[start + part.start : start + part.stop] = data
+
     def _is(self, key: bytes, number: int) -> bool:
         """Whether the packets of this key are, still, of this direction."""
         return self._connections.find(key) == number_value(number)
-
-    def _back(self, key: bytes, number: int) -> bytes:
-        """Return the key of the other direction."""
-        return other_key(key, self._direction(number))
 
     def lead_anew(self, routes: Routes) -> None:
         """Have the packets of all connections take the ways that the kernel knows now."""
         for key, number in [(key, number_of(value)) for key, value in self._connections.items()]:
             value = self._direction(number)
             passage = routes.find(*way_of(key, value))
-            if passage is None or with_way(value, *passage) == value or not self._is(key, number):
+            if passage is None or with_way(value, *passage) == value or not _belongs(key, self._pair(number)):
                 continue
-            other, start = with_way(value, *passage), number * DIRECTION_BYTES
             for part in WAY_PARTS:
-                self._directions[start + part.start : start + part.stop] = other[part]
+                self._write(number, part, with_way(value, *passage)[part])
 
     def close(self) -> None:
         """Let go of the mappings."""
         for each in (self._settings, self._targets, self._told, self._directions):
             each.release()
         self._ends.close()
+
+
+def _belongs(key: bytes, pair: tuple[bytes, bytes]) -> bool:
+    """Whether the first of two directions has this key, or had it last."""
+    return other_key(key, pair[1]) == key
+
+
+def _is_there(number: int, pair: tuple[bytes, bytes]) -> bool:
+    """Whether a connection has both of its keys, and has not ended; the number is that of the first direction."""
+    return progress_of(pair[0] if is_from_client(number) else pair[1]).begun != 0
 
 
 def _patience(this: Progress, other: Progress) -> tuple[int, Reason]:

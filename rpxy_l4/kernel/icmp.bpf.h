@@ -58,6 +58,20 @@ static __always_inline int pass_error(struct __sk_buff *skb, __u32 network, cons
     return pass(skb, to);
 }
 
+// Whether packets of this key are a connection's; *way says what becomes of them then.
+static __always_inline int find_way(const struct flow_key *key, struct flow *way)
+{
+    struct direction *direction, *other;
+    __u32 number;
+
+    direction = find(key, &number);
+    if (!direction)
+        return 0;
+    *way = direction->way;
+    other = direction_at(number ^ 1);
+    return other && leads_back(other, key);
+}
+
 // A router says that a packet of ours was too big. Of a datagram, that goes on to the sockets: the kernel learns the same
 // from it, and cuts what user space sends.
 static __always_inline int read_icmp(struct __sk_buff *skb, const struct packet *packet)
@@ -69,9 +83,7 @@ static __always_inline int read_icmp(struct __sk_buff *skb, const struct packet 
     } error;
     struct flow_key answers = {.family = 4};
     __u32 inner = packet->transport + sizeof(error.icmp);
-    struct direction *direction;
     struct flow way;
-    __u32 number;
 
     if (bpf_skb_load_bytes(skb, packet->transport, &error, sizeof(error)))
         return LEAVE;
@@ -88,10 +100,8 @@ static __always_inline int read_icmp(struct __sk_buff *skb, const struct packet 
         shorten(&answers, bpf_ntohs(error.icmp.mtu), LEAST_MTU_IPV4);
     if (error.ip.protocol != IPPROTO_TCP)
         return LEAVE;
-    direction = find(&answers, &number);
-    if (!direction)
+    if (!find_way(&answers, &way))
         return LEAVE;
-    way = direction->way; // Its place may be another connection's in a moment.
     return pass_error(skb, packet->network, &answers, &way, inner, inner + sizeof(error.ip),
                       packet->transport + offsetof(struct icmp_too_big, checksum));
 }
@@ -106,9 +116,7 @@ static __always_inline int read_icmpv6(struct __sk_buff *skb, const struct packe
     } error;
     struct flow_key answers = {.family = 6};
     __u32 inner = packet->transport + sizeof(error.icmp);
-    struct direction *direction;
     struct flow way;
-    __u32 number;
 
     if (bpf_skb_load_bytes(skb, packet->transport, &error, sizeof(error)))
         return LEAVE;
@@ -123,10 +131,8 @@ static __always_inline int read_icmpv6(struct __sk_buff *skb, const struct packe
         shorten(&answers, bpf_ntohl(error.icmp.mtu), LEAST_MTU_IPV6);
     if (error.ip.nexthdr != IPPROTO_TCP)
         return LEAVE;
-    direction = find(&answers, &number);
-    if (!direction)
+    if (!find_way(&answers, &way))
         return LEAVE;
-    way = direction->way; // Its place may be another connection's in a moment.
     return pass_error(skb, packet->network, &answers, &way, inner, inner + sizeof(error.ip),
                       packet->transport + offsetof(struct icmpv6_too_big, checksum));
 }

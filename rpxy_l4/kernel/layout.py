@@ -34,7 +34,7 @@ COUNTER_BYTES: Final = 8 * COUNTER_WORDS
 PASSED: Final = 0
 """Packets and bytes that have passed; see :func:`amount_of`."""
 LAST: Final = 1
-"""CLOCK_MONOTONIC in nanoseconds."""
+"""CLOCK_MONOTONIC at its last tick, in nanoseconds."""
 PROOF: Final = 2
 """0: no packet of this direction has been seen; 1: one has; 2: one of each has, and this direction is forwarded."""
 SERIES: Final = 3
@@ -43,6 +43,7 @@ TOLD: Final = 4
 """User space's: how much of it is in the counters of the program already."""
 _PACKET_BITS: Final = 38
 _WORD: Final = 1 << 64
+_HALF: Final = (1 << 32) - 1
 
 
 class Setting(enum.IntEnum):
@@ -144,15 +145,19 @@ _TARGETS_WAY: Final = struct.Struct("=III")
 _TARGETS_PROOF: Final = struct.Struct("=QQQQ")
 TARGET_BYTES: Final = _TARGET.size + _TARGETS_WAY.size + _TARGETS_PROOF.size
 _NUMBER: Final = struct.Struct("=I")
+_PLACE: Final = struct.Struct("=II")
 _PROGRESS: Final = struct.Struct("=6I3Q24x")
 _LONGEST: Final = 5
 """The word of it that says how long packets may be for both ways."""
 DIRECTION_BYTES: Final = FLOW_BYTES + _PROGRESS.size
 WAY_PARTS: Final = (
-    slice(_ADDRESSES.size, _ADDRESSES.size + 12),
+    slice(_ADDRESSES.size, _ADDRESSES.size + 4),
+    slice(_ADDRESSES.size + 8, _ADDRESSES.size + 12),
     slice(FLOW_BYTES + 4 * _LONGEST, FLOW_BYTES + 4 * _LONGEST + 4),
 )
 """Where in a direction stands which way its packets take. The program writes what is beside it."""
+BEGUN_PART: Final = slice(FLOW_BYTES + 24, FLOW_BYTES + 32)
+"""Where in a client's direction stands when it began; 0: the connection has ended, or is not there as yet."""
 _END: Final = struct.Struct(f"={KEY_BYTES}sII5Q")
 
 REASONS: Final = (Reason.CLIENT_EOF, Reason.TARGET_EOF, Reason.CLIENT_RESET, Reason.TARGET_RESET)
@@ -243,13 +248,14 @@ MAPS: Final = {
     "settings": MapDefinition(MapKind.ARRAY, 4, 8 * SETTINGS_WORDS, _MMAPABLE),
     "connections": MapDefinition(MapKind.HASH, KEY_BYTES, _NUMBER.size, 0),
     "directions": MapDefinition(MapKind.ARRAY, 4, DIRECTION_BYTES, _MMAPABLE),
+    "open": MapDefinition(MapKind.HASH, _PLACE.size, _NUMBER.size, 0),
     "vacant": MapDefinition(MapKind.QUEUE, 0, _NUMBER.size, 0),
     "clients": MapDefinition(MapKind.LRU_HASH, KEY_BYTES, _CLIENT.size, 0),
     "targets": MapDefinition(MapKind.ARRAY, 4, TARGET_BYTES, _MMAPABLE),
     "answers": MapDefinition(MapKind.HASH, KEY_BYTES, 4, 0),
     "choices": MapDefinition(MapKind.ARRAY, 4, 4, 0),
     "remembered": MapDefinition(MapKind.LRU_HASH, KEY_BYTES, _MEMORY.size, 0),
-    "scratches": MapDefinition(MapKind.PERCPU_ARRAY, 4, KEY_BYTES + 8 + 16 + 128, 0),
+    "scratches": MapDefinition(MapKind.PERCPU_ARRAY, 4, KEY_BYTES + _PLACE.size + 8 + 16 + 128, 0),
     "totals": MapDefinition(MapKind.PERCPU_ARRAY, 4, 8 * TOTAL_WORDS, 0),
     "told": MapDefinition(MapKind.ARRAY, 4, 8 * TOTAL_WORDS, _MMAPABLE),
     "ends": MapDefinition(MapKind.RINGBUF, 0, 0, 0),
@@ -260,7 +266,10 @@ MAPS: Final = {
 def fingerprint() -> str:
     """Return a text that is another one when the maps mean something else."""
     words = [(kind.__name__, [(each.name, each.value) for each in kind]) for kind in (Setting, Total, State)]
-    structures = [each.format for each in (_ADDRESSES, _KIND, _WAY, _PROGRESS, _TARGET, _TARGETS_WAY, _END)]
+    structures = [
+        each.format
+        for each in (_ADDRESSES, _KIND, _WAY, _PLACE, _PROGRESS, _MEMORY, _CLIENT, _TARGET, _TARGETS_WAY, _END)
+    ]
     return repr((sorted(MAPS.items()), words, structures, [str(reason) for reason in REASONS]))
 
 
@@ -418,6 +427,11 @@ def number_of(value: bytes) -> int:
     return number
 
 
+def place_key(number: int, begun: int) -> bytes:
+    """Return what a connection is called that has not ended, by its even number, or is not established, by the odd."""
+    return _PLACE.pack(number, begun & _HALF)
+
+
 def other_number(number: int) -> int:
     """Return the number of the other direction of the same connection."""
     return number ^ 1
@@ -433,8 +447,9 @@ class Progress(NamedTuple):
 
     state: int
     begun: int
+    """CLOCK_MONOTONIC in nanoseconds; 0, of a client's: the connection has ended, or is not there as yet."""
     last: int
-    """CLOCK_MONOTONIC in nanoseconds."""
+    """The same, but at the clock's last tick: it may be before it began."""
     bytes: int
 
 

@@ -25,7 +25,7 @@ from rpxy_l4.kernel.program import Program, read_object
 _LOG: Final = logging.getLogger(__name__)
 
 _OF_CONNECTIONS: Final = frozenset(
-    {"settings", "connections", "directions", "vacant", "targets", "totals", "told", "ends"}
+    {"settings", "connections", "directions", "open", "vacant", "targets", "totals", "told", "ends"}
 )
 
 _OBJECT: Final = Path(__file__).with_name("path.bpf.o")
@@ -40,10 +40,16 @@ _ENTRIES: Final = {
     "totals": TARGETS,
     "told": TARGETS,
 }
+# In capability.h.
+_SYS_ADMIN: Final = 1 << 21
+_PERFMON: Final = 1 << 38
+
 # BPF_FUNC_ktime_get_ns and, since Linux 5.11, BPF_FUNC_ktime_get_coarse_ns.
 _EXACT_CLOCK: Final = 5
 _COARSE_CLOCK: Final = 160
 
+_SPARE: Final = 1024
+"""Places for connections beyond those that there may be: so long a place is not used again."""
 _ENDS_BYTES: Final = 1 << 21
 """Room for twenty thousand."""
 
@@ -96,8 +102,8 @@ class KernelPath:
         for name, definition in MAPS.items():
             self._maps[name] = bpf.create_map(name, definition, self._entries(name))
         vacant = bpf.Queue(self._maps["vacant"])
-        for number in range(0, 2 * self.connections, 2):
-            vacant.push(number_value(number))
+        for number in range(self._entries("vacant") if self.connections else 0):
+            vacant.push(number_value(2 * number))
         self._object = read_object(_OBJECT.read_bytes())
         # The other one is loaded when there is an interface for it: the verifier takes its time.
         self.program(ETHERNET)
@@ -113,10 +119,14 @@ class KernelPath:
                 return 1
             case "ends":
                 return _ENDS_BYTES if self.connections else mmap.PAGESIZE
-            case "connections" | "directions":
+            case "connections" | "open":
                 return max(1, 2 * self.connections)
+            case "directions" | "vacant" if self.connections == 0:
+                return 1
+            case "directions":
+                return 2 * (self.connections + _SPARE)
             case "vacant":
-                return max(1, self.connections)
+                return self.connections + _SPARE
         return _ENTRIES[name] if self.connections else 1
 
     @property
@@ -307,9 +317,13 @@ def _is_before(major: int, minor: int) -> bool:
 
 
 def _may_trace() -> bool:
-    """Whether this process has CAP_PERFMON in effect (capability.h: number 38; proc_pid_status(5))."""
-    effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text("ascii"), re.MULTILINE)
-    return effective is not None and bool(int(effective[1], 16) >> 38 & 1)
+    """Whether this process has CAP_PERFMON in effect, or CAP_SYS_ADMIN, which includes it (capabilities(7))."""
+    try:
+        status = Path("/proc/self/status").read_text("ascii")
+    except OSError:
+        return True  # nobody knows
+    effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return effective is not None and bool(int(effective[1], 16) & (_PERFMON | _SYS_ADMIN))
 
 
 def _counts_as_locked() -> bool:

@@ -64,29 +64,28 @@ static __always_inline void count_end(const struct flow_key *key, struct setting
     bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 }
 
-// Take a connection out and count its end, once. "key" is that of what the client sends: whoever removes that counts, be it
-// on another processor at this moment, or user space. Then its number may be another connection's. (On kernels before 6.7
-// a removal may fail, too, when user space is about one on this processor; then it is swept.)
-static __always_inline void take_out(const struct flow_key *key, const struct flow_key *other_key, __u32 number,
-                                     const struct direction *from_client, const struct direction *from_target,
-                                     __u32 reason)
+// Take a connection out and count its end, once. "key" is that of what the client sends. (On kernels before 6.7 a removal
+// may fail when user space is about one on this processor; then the connection, or what is left of it, is swept.)
+static __always_inline void take_out(const struct flow_key *key, const struct flow_key *other_key,
+                                     struct place *place, struct direction *from_client,
+                                     const struct direction *from_target, __u32 reason)
 {
     __u64 now = bpf_ktime_get_ns();
     struct settings *wanted = settings_now();
     struct total *total = total_of(&from_client->way);
-    __u64 begun = from_client->begun, connected = from_target->begun;
-    __u64 bytes_in = from_client->bytes, bytes_out = from_target->bytes;
-    __u32 target = from_client->way.counter, was_established = from_client->state & STATE_ESTABLISHED;
 
-    if (bpf_map_delete_elem(&connections, key))
+    place->number &= ~1;
+    if (bpf_map_delete_elem(&open, place) || !wanted || !total)
         return;
+    bpf_map_delete_elem(&connections, key);
     bpf_map_delete_elem(&connections, other_key);
-    number &= ~1;
-    bpf_map_push_elem(&vacant, &number, BPF_ANY);
-    if (!wanted || !total)
-        return;
-    if (was_established)
-        count_end(key, wanted, total, reason, target, begun, connected, now, bytes_in, bytes_out);
+    place->number |= 1;
+    if (bpf_map_delete_elem(&open, place))
+        count_end(key, wanted, total, reason, from_client->way.counter, from_client->begun, from_target->begun, now,
+                  from_client->bytes, from_target->bytes);
+    from_client->begun = 0;
+    place->number &= ~1;
+    bpf_map_push_elem(&vacant, &place->number, BPF_ANY);
     // Last: user space looks no more when nothing is open.
     __sync_fetch_and_add(&wanted->over, 1);
 }
@@ -180,9 +179,11 @@ static __always_inline enum step follow_begin(const struct segment *segment, str
         return STEP_DROP;
     target->failures = target->not_before = 0;
     target->answered = now;
-    if (!(this->state & STATE_ANSWERED))
+    // Once: when it is sent again, the client's acknowledgement may change the state at this moment.
+    if (!(this->state & STATE_ANSWERED)) {
         this->begun = now;
-    this->state |= STATE_ANSWERED;
+        this->state |= STATE_ANSWERED;
+    }
     this->next = segment->sequence + 1;
     this->acknowledged = segment->acknowledged;
     this->allowed = segment->acknowledged + segment->window;
@@ -194,7 +195,7 @@ static __always_inline enum step follow_begin(const struct segment *segment, str
 
 // Count a connection whose client has acknowledged the target's SYN: who only sends SYNs takes no place of others.
 static __always_inline void establish(const struct segment *segment, struct direction *from_client,
-                                      struct direction *from_target)
+                                      struct direction *from_target, struct place *place)
 {
     struct settings *wanted = settings_now();
     struct total *total = total_of(&from_client->way);
@@ -202,6 +203,9 @@ static __always_inline void establish(const struct segment *segment, struct dire
 
     if (!wanted || !total)
         return;
+    place->number |= 1;
+    if (bpf_map_delete_elem(&open, place))
+        return; // Another processor has a packet of the client, too, or ends it.
     from_client->acknowledged = from_client->allowed = segment->acknowledged;
     from_client->state |= STATE_ESTABLISHED;
     from_target->state |= STATE_ESTABLISHED;
@@ -261,9 +265,9 @@ static __always_inline enum step follow_end(const struct segment *segment, struc
 }
 
 // A target that has finished first remembers addresses and ports for a while. "key" is that of what it sends.
-static __always_inline void remember(const struct flow_key *key, const struct flow_key *back, __u64 now)
+static __always_inline void remember(const struct flow_key *key, const struct flow_key *back)
 {
-    struct memory memory = {.since = now, .port = back->source_port};
+    struct memory memory = {.since = bpf_ktime_get_ns(), .port = back->source_port};
     struct memory *before = bpf_map_lookup_elem(&remembered, key);
 
     memory.client = sum_of_address(back->family, back->source);
@@ -275,13 +279,14 @@ static __always_inline void remember(const struct flow_key *key, const struct fl
 
 // A segment of a connection that is whole. If the connection ends by it, *reason says how.
 static __always_inline enum step follow(const struct packet *packet, const struct segment *segment,
-                                        struct direction *this, struct direction *other, __u32 *reason, __u64 now)
+                                        struct direction *this, struct direction *other, struct place *place,
+                                        __u32 *reason, __u64 now)
 {
     __u32 from_client = this->way.flags & FLOW_FROM_CLIENT;
 
     if (from_client && (segment->flags & (SYN | RST | ACK)) == ACK && !(this->state & STATE_ESTABLISHED) &&
         other->state & STATE_ANSWERED && segment->acknowledged == other->next)
-        establish(segment, this, other);
+        establish(segment, this, other, place);
     if (segment->flags & SYN)
         return follow_begin(segment, this, other, now);
     if (!(this->state & STATE_ESTABLISHED))
@@ -308,12 +313,19 @@ static __always_inline enum step attend(const struct packet *packet, const struc
     struct direction *other = direction_at(number ^ 1);
     struct flow_key back;
     enum step step;
+    __u64 begun;
 
-    if (!scratch || !other || !leads_back(other, key))
-        return STEP_DROP; // It is being taken out, by another processor or by user space.
+    if (!scratch || !other)
+        return STEP_DROP;
+    // First: if its place becomes another connection's from here on, that has begun at another time.
+    begun = *(volatile __u64 *)(from_client ? &this->begun : &other->begun);
+    scratch->place.number = number;
+    scratch->place.begun = begun;
+    if (!begun || !leads_back(other, key))
+        return STEP_DROP; // It is being put in or taken out, by another processor or by user space.
     this->last = now;
     reason = reason_of(from_client ? this : other);
-    step = follow(packet, segment, this, other, &reason, now);
+    step = follow(packet, segment, this, other, &scratch->place, &reason, now);
     if (step == STEP_FORWARD || step == STEP_DROP)
         return step;
     // Read back from memory, these are no constants to the verifier, which would follow each on a way of its own; and as
@@ -327,8 +339,8 @@ static __always_inline enum step attend(const struct packet *packet, const struc
     turn(way, key, &back);
     // Before its port is free.
     if (step == STEP_FORWARD_LAST && !from_client && !(segment->flags & RST))
-        remember(key, &back, now);
-    take_out(from_client ? key : &back, from_client ? &back : key, number, from_client ? this : other,
+        remember(key, &back);
+    take_out(from_client ? key : &back, from_client ? &back : key, &scratch->place, from_client ? this : other,
              from_client ? other : this, reason);
     return step;
 }

@@ -216,9 +216,10 @@ static __always_inline int know(const struct flow_key *key, const struct client 
     struct scratch *scratch;
     struct flow_key *back;
     __u32 number, other_number;
+    struct place *place;
     __u64 first = wanted->ports[0], in_first = wanted->ports[1], more = wanted->ports[2];
     __u32 count = in_first + wanted->ports[3], chosen;
-    long failure = -1;
+    int failure = -1; // No long: before Linux 6.4, the upper half of what maps return is anything.
     int i;
 
     scratch = scratch_now();
@@ -230,7 +231,7 @@ static __always_inline int know(const struct flow_key *key, const struct client 
     from_client = direction_at(number);
     from_target = direction_at(other_number);
     if (!from_client || !from_target)
-        return WHY_FAULT;
+        return WHY_FAULT; // That cannot be.
     __builtin_memset(&scratch->back, 0, sizeof(scratch->back));
     __builtin_memset(from_client, 0, sizeof(*from_client));
     __builtin_memset(from_target, 0, sizeof(*from_target));
@@ -263,7 +264,21 @@ static __always_inline int know(const struct flow_key *key, const struct client 
 
     from_client->way.counter = from_target->way.counter = index;
     from_client->longest = from_target->longest = shorter(target->mtu, client->mtu);
-    from_client->last = from_client->begun = from_target->last = from_target->begun = now;
+    from_client->last = from_target->last = from_target->begun = now;
+    place = &scratch->place;
+    place->begun = now;
+    place->number = other_number;
+    if (bpf_map_update_elem(&open, place, &number, BPF_NOEXIST)) {
+        bpf_map_push_elem(&vacant, &number, BPF_ANY);
+        return WHY_LIMIT;
+    }
+    place->number = number;
+    if (bpf_map_update_elem(&open, place, &number, BPF_NOEXIST)) {
+        place->number = other_number;
+        bpf_map_delete_elem(&open, place);
+        bpf_map_push_elem(&vacant, &number, BPF_ANY);
+        return WHY_LIMIT;
+    }
     UNROLLED
     for (i = 0; i < PORT_TRIES; i++) {
         chosen = (i ? bpf_get_prandom_u32() : (__u32)who + bpf_ntohs(key->source_port)) % count;
@@ -283,10 +298,16 @@ static __always_inline int know(const struct flow_key *key, const struct client 
         bpf_map_delete_elem(&connections, back);
         failure = -1;
     }
-    if (!failure)
-        return CHANGED;
-    bpf_map_push_elem(&vacant, &number, BPF_ANY);
-    return i == PORT_TRIES ? WHY_NO_PORT : WHY_FAULT;
+    if (failure) {
+        bpf_map_delete_elem(&open, place);
+        place->number = other_number;
+        bpf_map_delete_elem(&open, place);
+        bpf_map_push_elem(&vacant, &number, BPF_ANY);
+        return i == PORT_TRIES ? WHY_NO_PORT : WHY_FAULT;
+    }
+    // Now that it has both keys, packets may end it.
+    from_client->begun = now;
+    return CHANGED;
 }
 
 #define NOT_OURS -2

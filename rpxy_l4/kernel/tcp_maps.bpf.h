@@ -15,8 +15,8 @@ struct direction {
     __u32 allowed;      // and up to where the other may send: that, and its window.
     __u32 scale;        // Of its window (RFC 7323); NO_SCALE before that is known.
     __u32 longest;      // Packet that both ways take; 0 is any length.
-    __u64 begun; // CLOCK_MONOTONIC in nanoseconds: of the first SYN; in the other direction, of its answer.
-    __u64 last;
+    __u64 begun; // CLOCK_MONOTONIC in nanoseconds: of the first SYN, 0 before its keys are known and after the end; in the other direction, of its answer.
+    __u64 last;  // At the clock's last tick, so maybe before that.
     __u64 bytes;
     __u64 zeros[3]; // Two cache lines each.
 };
@@ -117,8 +117,25 @@ struct {
     __uint(map_flags, BPF_F_MMAPABLE);
 } directions SEC(".maps");
 
-// Even numbers that no connection has. The one that has been free for the longest time is taken first: whoever has found a
-// connection that ends in this moment is done with it before its place is another one's.
+// A connection: its number, and when it began; the number is another one's later.
+struct place {
+    __u32 number;
+    __u32 begun; // The lower half of the client's.
+};
+
+// Those that have not ended, by their even numbers: whoever removes one from here ends it, be it on another processor or
+// user space; nobody else removes its keys, and makes its number vacant. Keys would not do for that: the same may be a new
+// connection's. And those that are not established as yet, by their odd ones: whoever removes one counts it as that.
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __type(key, struct place);
+    __type(value, __u32);
+    __uint(max_entries, 1);
+} open SEC(".maps");
+
+// Even numbers that no connection has. The one that has been free for the longest time is taken first, and there are more
+// of them than connections: whoever has found a connection that ends in this moment is done with it before its place is
+// another one's.
 struct {
     __uint(type, BPF_MAP_TYPE_QUEUE);
     __type(value, __u32);
@@ -141,8 +158,8 @@ static __always_inline struct direction *find(const struct flow_key *key, __u32 
     return direction_at(*number);
 }
 
-// Whether a direction leads to where packets of this key come from: so the other one, whose key that is, is of the same
-// connection. It may have been taken out since it was found, and its place be another connection's.
+// Whether a direction leads to where packets of this key come from: so the other one has this key, or had it last. It may
+// have ended since it was found, and its place be another connection's.
 static __always_inline int leads_back(const struct direction *other, const struct flow_key *key)
 {
     const __be32 *there = other->way.destination, *from = key->source;
@@ -202,6 +219,7 @@ struct {
 // What is too much for the stack.
 struct scratch {
     struct flow_key back;
+    struct place place;
     __u32 number;
     __u64 reason;
     __u64 step;

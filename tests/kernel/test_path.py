@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import struct
 from contextlib import closing
 
 import pytest
@@ -93,6 +94,22 @@ def test_a_program_that_the_kernel_refuses_is_explained_by_its_verifier() -> Non
         bpf.load_program("wrong", bytes([0x95, 0, 0, 0, 0, 0, 0, 0]))  # exit, without a result
 
     assert "R0 !read_ok" in refused.value.log
+
+
+def test_a_kernel_without_the_coarse_clock_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_kernel_path()
+    loaded, load = [], bpf.load_program
+
+    def remember(name: str, code: bytes) -> int:
+        loaded.append(code)
+        return load(name, code)
+
+    monkeypatch.setattr("rpxy_l4.kernel.path._is_before", lambda *version: version == (5, 11))
+    monkeypatch.setattr(bpf, "load_program", remember)
+    KernelPath(4).close()
+    assert len(loaded) == 1
+    assert struct.pack("<BBhi", 0x85, 0, 0, 5) in loaded[0]
+    assert struct.pack("<BBhi", 0x85, 0, 0, 160) not in loaded[0]
 
 
 @pytest.mark.usefixtures("here")

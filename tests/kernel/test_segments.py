@@ -17,12 +17,13 @@ import pytest
 from rpxy_l4.balance import bucket_of
 from rpxy_l4.endings import Reason
 from rpxy_l4.kernel import connections as module
+from rpxy_l4.kernel import path
 from rpxy_l4.kernel.bpf import Map
 from rpxy_l4.kernel.clients import Clients
 from rpxy_l4.kernel.connections import Connections, Plan
 from rpxy_l4.kernel.layout import (
+    BEGUN_PART,
     DIRECTION_BYTES,
-    FLOW_BYTES,
     MAPS,
     TARGET_BYTES,
     TARGETS,
@@ -34,13 +35,16 @@ from rpxy_l4.kernel.layout import (
     address,
     client_key,
     flow_key,
+    is_from_client,
     number_of,
     number_value,
+    other_number,
+    place_key,
 )
 from rpxy_l4.kernel.path import KernelPath
 from rpxy_l4.kernel.routes import Passage, Routes
 from tests.kernel.test_packets import ELSEWHERE, ETHERNET, LEFT, LOOPBACK, PASSED, REDIRECTED, mutated, total
-from tests.support.kernel_path import needs_kernel_path, try_program
+from tests.support.kernel_path import needs_kernel_path, take_all, try_program
 
 DROPPED: Final = 2
 """TC_ACT_SHOT."""
@@ -141,8 +145,12 @@ class Bench:
     def age(self, port: int) -> None:
         """Have a connection begun three seconds ago."""
         number = self.numbers()[flow_key(address(CLIENT[4][0], port), address(*LOCAL[4]), 6)]
-        begun = time.monotonic_ns() - 3_000_000_000
-        struct.pack_into("=Q", self.connections._directions, number * DIRECTION_BYTES + FLOW_BYTES + 24, begun)
+        begun, at = time.monotonic_ns() - 3_000_000_000, number * DIRECTION_BYTES + BEGUN_PART.start
+        places = Map(self.path.maps["open"], MAPS["open"])
+        for each in (number, other_number(number)):
+            if places.remove(place_key(each, *struct.unpack_from("=Q", self.connections._directions, at))):
+                places.insert(place_key(each, begun), number_value(number))
+        struct.pack_into("=Q", self.connections._directions, at, begun)
         for number in range(TARGETS):  # and no target have answered since
             struct.pack_into("=Q", self.connections._targets, (number + 1) * TARGET_BYTES - 8, 0)
 
@@ -150,6 +158,15 @@ class Bench:
         """Return the directions that there are, by their keys."""
         entries = Map(self.path.maps["connections"], MAPS["connections"]).items()
         return {key: number_of(value) for key, value in entries}
+
+    def are_places_right(self) -> bool:
+        """Whether each place is either vacant or that of a connection, once. None is vacant afterwards."""
+        in_use = {number & ~1 for number in self.numbers().values()}
+        open_ = {number_of(place[:4]) for place, _ in Map(self.path.maps["open"], MAPS["open"]).items()}
+        vacant = take_all(self.path.maps["vacant"])
+        assert {number for number in open_ if is_from_client(number)} == in_use
+        assert {number & ~1 for number in open_} == in_use
+        return sorted([*vacant, *in_use]) == [*range(0, 2 * (64 + path._SPARE), 2)]
 
     @staticmethod
     def key_of_target(port: int) -> bytes:
@@ -706,6 +723,23 @@ def test_ports_that_another_kernel_path_has_are_avoided(bench: Bench) -> None:
         assert not ports & {each.port for each in made}
 
 
+def side_by_side(bench: Bench, *packets: list[bytes]) -> bool:
+    """Give packets to the program in a process for each list, again and again; whether all came to their end."""
+    children = []
+    for each in packets:
+        pid = os.fork()
+        if not pid:
+            try:
+                for _ in range(8000 // len(each)):
+                    for packet in each:
+                        bench.give(packet)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(pid)
+    return all(os.waitpid(pid, 0)[1] == 0 for pid in children)
+
+
 def test_places_of_connections_that_have_ended_are_given_out_again(bench: Bench) -> None:
     """Whoever ends them."""
     bench.connections.allow(64)
@@ -716,6 +750,78 @@ def test_places_of_connections_that_have_ended_are_given_out_again(bench: Bench)
         assert len([*bench.connections.end_all(None, Reason.DRAIN)]) == 32
         assert bench.numbers() == {}
     assert bench.left() == {}
+    assert bench.are_places_right()
+
+
+def test_a_client_that_begins_anew_meanwhile_keeps_its_new_connection(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its key is the same: user space looks, then comes a SYN, then user space takes out what it has seen."""
+    Connection(bench, established=False)
+    original, again = Connections._pair, syn(sequence=777_000)
+
+    def pair(self: Connections, number: int) -> tuple[bytes, bytes]:
+        found = original(self, number)
+        monkeypatch.undo()
+        assert bench.give(again.packet())[0] == REDIRECTED
+        return found
+
+    monkeypatch.setattr(Connections, "_pair", pair)
+    assert [*bench.connections.end_all(None, Reason.DRAIN)] == []
+    assert bench.give(again.packet())[0] == REDIRECTED
+    assert (len(bench.numbers()), bench.connections.pending) == (2, 1)
+    assert bench.are_places_right()
+
+
+def test_what_is_left_of_a_connection_ends_no_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target's key is removed after the client's, which may have another connection then."""
+    made = Connection(bench)
+    key = bench.key_of_target(made.port)
+    number = bench.numbers()[key]
+    made.client_says(flags=RST)
+    entries = Map(bench.path.maps["connections"], MAPS["connections"])
+    entries.replace(key, number_value(number))
+    again = Connection(bench)
+    assert again.port != made.port
+    assert bench.give(replace(made.target, flags=RST).packet())[0] == DROPPED
+    assert again.is_known()
+    assert bench.connections.live == 1
+
+    monkeypatch.setattr(module, "UNANSWERED_SECONDS", 0)
+    for _ in range(2):  # a round begins with the next call
+        assert [*bench.connections.sweep(100)] == []
+    assert key not in bench.numbers()
+    assert bench.are_places_right()
+
+
+def test_processors_that_end_and_begin_the_same_connection_agree(bench: Bench) -> None:
+    """Each SYN with another sequence number ends what there is and begins a new one: same client, same port."""
+    packets = [[syn(sequence=100_000 * child + 7 * number).packet() for number in range(64)] for child in range(1, 4)]
+    assert side_by_side(bench, *packets)
+    assert len(bench.numbers()) == 2 * bench.connections.pending <= 2
+    assert bench.are_places_right()
+
+
+def test_processors_that_establish_and_end_a_connection_count_it_once(bench: Bench) -> None:
+    made = Connection(bench, established=False)
+    first = [
+        syn(),
+        replace(made.target, flags=SYN | ACK, sequence=5000),
+        made.client,
+        replace(made.client, payload=b"x"),
+    ]
+    assert side_by_side(
+        bench,
+        [each.packet() for each in first],
+        [replace(made.client, payload=b"xy").packet(), replace(made.client, flags=RST, acknowledged=0).packet()],
+        [replace(made.client, flags=RST, sequence=1002, acknowledged=0).packet(), made.client.packet()],
+    )
+    assert bench.connections.live <= bench.connections.pending <= 1
+    [*bench.connections.end_all(None, Reason.DRAIN)]
+    assert (bench.connections.live, bench.connections.pending) == (0, 0)
+    opened, closed = bench.connections.uncounted()
+    assert opened == closed > 0
+    assert bench.are_places_right()
 
 
 def test_a_full_table_leaves_the_rest_to_the_sockets(bench: Bench) -> None:

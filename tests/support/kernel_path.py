@@ -17,6 +17,9 @@ _QUERY: Final = struct.Struct("=IIIIQIxxxxQQQ")
 """The part of ``union bpf_attr`` for BPF_PROG_QUERY."""
 _TRIAL: Final = struct.Struct("=IIIIQQIIIIQQ")
 """That for BPF_PROG_TEST_RUN."""
+_ELEMENT: Final = struct.Struct("=IxxxxQQQ")
+"""That for elements of maps."""
+_LOOKUP_AND_DELETE: Final = 21
 _PROG_QUERY: Final = 16
 _TEST_RUN: Final = 10
 _MOST_OUT: Final = 1 << 17
@@ -68,6 +71,17 @@ def try_program(program: int, packet: bytes, skb: bytes = b"") -> tuple[int, byt
     bpf(_TEST_RUN, attributes, _TRIAL.size)
     _, verdict, _, length, *_ = _TRIAL.unpack(attributes.raw[: _TRIAL.size])
     return ctypes.c_int32(verdict).value, out.raw[:length]
+
+
+def take_all(queue: int) -> list[int]:
+    """Take the numbers out of a queue."""
+    found, value = [], ctypes.c_uint32()
+    attributes = ctypes.create_string_buffer(_ELEMENT.pack(queue, 0, ctypes.addressof(value), 0))
+    with contextlib.suppress(FileNotFoundError):
+        while True:
+            bpf(_LOOKUP_AND_DELETE, attributes, _ELEMENT.size)
+            found.append(value.value)
+    return found
 
 
 def needs_kernel_path() -> None:
