@@ -99,11 +99,12 @@ static __always_inline int is_credible(const struct packet *packet, const struct
 
     if ((__s32)(end - other->allowed) > SLACK || (__s32)(other->acknowledged - end) > (__s32)(window + SLACK))
         return 0;
-    return !(segment->flags & ACK) || (__s32)(segment->acknowledged - other->next) <= 0;
+    return !(segment->flags & ACK) || (__s32)(segment->acknowledged - other->next) <= SLACK;
 }
 
-// Note what is acknowledged, and how much more may come.
-static __always_inline void acknowledge(const struct segment *segment, struct direction *this)
+// Note what is acknowledged, and how much more may come. What is acknowledged has been sent: two processors that had two of
+// the other's segments at the same moment may have noted the first of them last.
+static __always_inline void acknowledge(const struct segment *segment, struct direction *this, struct direction *other)
 {
     __u32 edge = segment->acknowledged + (segment->window << (this->scale & 15));
 
@@ -111,17 +112,21 @@ static __always_inline void acknowledge(const struct segment *segment, struct di
         this->acknowledged = segment->acknowledged;
     if ((__s32)(edge - this->allowed) > 0)
         this->allowed = edge;
+    if ((__s32)(segment->acknowledged - other->next) > 0)
+        other->next = segment->acknowledged;
 }
 
 // Count what a segment brings: bytes that are sent anew for want of an acknowledgement are none.
-static __always_inline void count(const struct packet *packet, const struct segment *segment, struct direction *this)
+static __always_inline void count(const struct packet *packet, const struct segment *segment, struct direction *this,
+                                  struct direction *other)
 {
     __u32 fin = !!(segment->flags & FIN);
-    __u32 advance = segment->sequence + packet->payload + fin - this->next;
+    __u32 end = segment->sequence + packet->payload + fin;
+    __u32 advance = end - this->next;
     struct total *total;
 
     if (segment->flags & ACK)
-        acknowledge(segment, this);
+        acknowledge(segment, this, other);
     if (segment->flags & RST)
         return;
     if (this->state & STATE_DOUBTFUL)
@@ -129,7 +134,7 @@ static __always_inline void count(const struct packet *packet, const struct segm
     // An acknowledgement alone may have overtaken what was sent before it, a FIN maybe, which is no byte.
     if (!(packet->payload + fin) || (__s32)advance <= 0)
         return;
-    this->next += advance;
+    this->next = end;
     advance -= fin;
     this->bytes += advance;
     total = total_of(&this->way);
@@ -294,7 +299,7 @@ static __always_inline enum step follow(const struct packet *packet, const struc
         return segment->flags & RST ? follow_refusal(segment, this, other) : STEP_FORWARD;
     if (!is_credible(packet, segment, other))
         return STEP_FORWARD;
-    count(packet, segment, this);
+    count(packet, segment, this, other);
     // Most packets are data and acknowledgements.
     if (segment->flags & (FIN | RST) || this->state & STATE_FINISHED)
         return follow_end(segment, this, other, reason);

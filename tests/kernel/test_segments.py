@@ -24,6 +24,7 @@ from rpxy_l4.kernel.connections import Connections, Plan
 from rpxy_l4.kernel.layout import (
     BEGUN_PART,
     DIRECTION_BYTES,
+    FLOW_BYTES,
     MAPS,
     TARGET_BYTES,
     TARGETS,
@@ -721,6 +722,18 @@ def test_ports_that_another_kernel_path_has_are_avoided(bench: Bench) -> None:
         other.connections.avoid(bench.connections, 10.0)
         ports = {Connection(other, port=20_000 + number).port for number in range(20)}
         assert not ports & {each.port for each in made}
+
+
+def test_what_is_acknowledged_has_been_sent(bench: Bench) -> None:
+    """Of two segments at the same moment, on two processors, the first may be noted last."""
+    made = Connection(bench)
+    made.client_says(flags=FIN | ACK, payload=b"question")
+    number = bench.numbers()[flow_key(address(*CLIENT[4]), address(*LOCAL[4]), 6)]
+    struct.pack_into("=I", bench.connections._directions, number * DIRECTION_BYTES + FLOW_BYTES + 4, 1009)
+    made.target_says(flags=FIN | ACK, acknowledged=1010, payload=b"answer")
+    made.client_says(sequence=1010, acknowledged=5008)
+    assert [(end.reason, end.bytes_in, end.bytes_out) for end in bench.ends()] == [(Reason.CLIENT_EOF, 8, 6)]
+    assert bench.numbers() == {}
 
 
 def side_by_side(bench: Bench, *packets: list[bytes]) -> bool:
