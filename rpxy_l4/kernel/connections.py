@@ -261,39 +261,31 @@ class Connections:
             yield self._look_at(key, number_of(value), time.monotonic_ns())
 
     def _look_at(self, key: bytes, number: int, now: int) -> Lost | None:
-        if self._is_left_over(key, number, now):
-            if self._is(key, number) and self._is_left_over(key, number, now):
+        pair = self._pair(number)
+        if _is_left_over(key, number, pair, now):
+            if self._is(key, number) and _is_left_over(key, number, self._pair(number), now):
                 self._connections.remove(key)
             return None
         if not is_from_client(number):
             return None
-        this, other = map(progress_of, self._pair(number))
+        this, other = map(progress_of, pair)
         patience, reason = _patience(this, other)
         if now - max(this.last, other.last) < patience * _NANOSECONDS:
             return None
-        return self._take_out(key, number, reason)
-
-    def _is_left_over(self, key: bytes, number: int, now: int) -> bool:
-        """Whether it is what somebody left who was interrupted when he put a connection in, or took it out."""
-        pair = self._pair(number)
-        if not _belongs(key, pair):
-            return True  # its place is another one's by now
-        silence = now - max(progress_of(each).last for each in pair)
-        return silence >= UNANSWERED_SECONDS * _NANOSECONDS and not _is_there(number, pair)
+        return self._take_out(key, number, pair, reason)
 
     def end_all(self, series: frozenset[int] | None, reason: Reason) -> Iterator[Lost]:
         """Take out all with targets of these series, None: of any; yield them."""
         for key, value in [*self._connections.items()]:
             number = number_of(value)
-            if is_from_client(number) and (
-                series is None or self._series(target_of(self._direction(number))) in series
-            ):
-                found = self._take_out(key, number, reason)
+            pair = self._pair(number)
+            if is_from_client(number) and (series is None or self._series(target_of(pair[0])) in series):
+                found = self._take_out(key, number, pair, reason)
                 if found is not None:
                     yield found
 
-    def _take_out(self, key: bytes, number: int, reason: Reason) -> Lost | None:
-        pair = self._pair(number)
+    def _take_out(self, key: bytes, number: int, pair: tuple[bytes, bytes], reason: Reason) -> Lost | None:
+        """End a connection whose client has this key and number, unless it is another one by now than the pair says."""
         begun = progress_of(pair[0]).begun
         if not _belongs(key, pair) or not self._open.remove(place_key(number, begun)):
             return None  # it has ended
@@ -351,9 +343,13 @@ def _belongs(key: bytes, pair: tuple[bytes, bytes]) -> bool:
     return other_key(key, pair[1]) == key
 
 
-def _is_there(number: int, pair: tuple[bytes, bytes]) -> bool:
-    """Whether a connection has both of its keys, and has not ended; the number is that of the first direction."""
-    return progress_of(pair[0] if is_from_client(number) else pair[1]).begun != 0
+def _is_left_over(key: bytes, number: int, pair: tuple[bytes, bytes], now: int) -> bool:
+    """Whether a key is what somebody left who was interrupted when he put a connection in, or took it out."""
+    if not _belongs(key, pair):
+        return True  # its place is another one's by now
+    this, other = map(progress_of, pair)
+    begun = this.begun if is_from_client(number) else other.begun
+    return not begun and now - max(this.last, other.last) >= UNANSWERED_SECONDS * _NANOSECONDS
 
 
 def _patience(this: Progress, other: Progress) -> tuple[int, Reason]:

@@ -255,7 +255,7 @@ MAPS: Final = {
     "answers": MapDefinition(MapKind.HASH, KEY_BYTES, 4, 0),
     "choices": MapDefinition(MapKind.ARRAY, 4, 4, 0),
     "remembered": MapDefinition(MapKind.LRU_HASH, KEY_BYTES, _MEMORY.size, 0),
-    "scratches": MapDefinition(MapKind.PERCPU_ARRAY, 4, KEY_BYTES + _PLACE.size + 8 + 16 + 128, 0),
+    "scratches": MapDefinition(MapKind.PERCPU_ARRAY, 4, KEY_BYTES + _PLACE.size + 16 + 128, 0),
     "totals": MapDefinition(MapKind.PERCPU_ARRAY, 4, 8 * TOTAL_WORDS, 0),
     "told": MapDefinition(MapKind.ARRAY, 4, 8 * TOTAL_WORDS, _MMAPABLE),
     "ends": MapDefinition(MapKind.RINGBUF, 0, 0, 0),

@@ -438,7 +438,7 @@ static __always_inline int handle_tcp(struct __sk_buff *skb, __u32 network, stru
         scratch = scratch_now();
         if (!scratch)
             return LEAVE;
-        this = direction_at(scratch->number);
+        this = direction_at(scratch->place.number);
         if (!this)
             return LEAVE;
         way = this->way;

@@ -201,6 +201,15 @@ static __always_inline __u32 shorter(__u32 one, __u32 other)
     return one;
 }
 
+// Forget a connection that nobody knows as yet, and have its place vacant.
+static __always_inline void give_up(struct place *place)
+{
+    bpf_map_delete_elem(&open, place);
+    bpf_map_push_elem(&vacant, &place->number, BPF_ANY);
+    place->number |= 1;
+    bpf_map_delete_elem(&open, place);
+}
+
 // Make both directions of a connection known, from a port that no other connection to this target has. Return what
 // stands in the way, or CHANGED.
 //
@@ -219,7 +228,7 @@ static __always_inline int know(const struct flow_key *key, const struct client 
     struct place *place;
     __u64 first = wanted->ports[0], in_first = wanted->ports[1], more = wanted->ports[2];
     __u32 count = in_first + wanted->ports[3], chosen;
-    int failure = -1; // No long: before Linux 6.4, the upper half of what maps return is anything.
+    int failure; // No long: before Linux 6.4, the upper half of what maps return is anything.
     int i;
 
     scratch = scratch_now();
@@ -235,7 +244,6 @@ static __always_inline int know(const struct flow_key *key, const struct client 
     __builtin_memset(&scratch->back, 0, sizeof(scratch->back));
     __builtin_memset(from_client, 0, sizeof(*from_client));
     __builtin_memset(from_target, 0, sizeof(*from_target));
-    scratch->number = number;
     back = &scratch->back;
     back->protocol = IPPROTO_TCP;
     back->family = key->family;
@@ -268,17 +276,13 @@ static __always_inline int know(const struct flow_key *key, const struct client 
     place = &scratch->place;
     place->begun = now;
     place->number = other_number;
-    if (bpf_map_update_elem(&open, place, &number, BPF_NOEXIST)) {
-        bpf_map_push_elem(&vacant, &number, BPF_ANY);
-        return WHY_LIMIT;
-    }
+    failure = bpf_map_update_elem(&open, place, &number, BPF_NOEXIST);
     place->number = number;
-    if (bpf_map_update_elem(&open, place, &number, BPF_NOEXIST)) {
-        place->number = other_number;
-        bpf_map_delete_elem(&open, place);
-        bpf_map_push_elem(&vacant, &number, BPF_ANY);
+    if (failure || bpf_map_update_elem(&open, place, &number, BPF_NOEXIST)) {
+        give_up(place);
         return WHY_LIMIT;
     }
+    failure = -1;
     UNROLLED
     for (i = 0; i < PORT_TRIES; i++) {
         chosen = (i ? bpf_get_prandom_u32() : (__u32)who + bpf_ntohs(key->source_port)) % count;
@@ -299,10 +303,7 @@ static __always_inline int know(const struct flow_key *key, const struct client 
         failure = -1;
     }
     if (failure) {
-        bpf_map_delete_elem(&open, place);
-        place->number = other_number;
-        bpf_map_delete_elem(&open, place);
-        bpf_map_push_elem(&vacant, &number, BPF_ANY);
+        give_up(place);
         return i == PORT_TRIES ? WHY_NO_PORT : WHY_FAULT;
     }
     // Now that it has both keys, packets may end it.

@@ -15,7 +15,8 @@ struct direction {
     __u32 allowed;      // and up to where the other may send: that, and its window.
     __u32 scale;        // Of its window (RFC 7323); NO_SCALE before that is known.
     __u32 longest;      // Packet that both ways take; 0 is any length.
-    __u64 begun; // CLOCK_MONOTONIC in nanoseconds: of the first SYN, 0 before its keys are known and after the end; in the other direction, of its answer.
+    __u64 begun; // CLOCK_MONOTONIC in nanoseconds: of the first SYN; in the other direction, of its answer. The client's is
+                 // 0 before both keys are known, and after the end.
     __u64 last;  // At the clock's last tick, so maybe before that.
     __u64 bytes;
     __u64 zeros[3]; // Two cache lines each.
@@ -220,7 +221,6 @@ struct {
 struct scratch {
     struct flow_key back;
     struct place place;
-    __u32 number;
     __u64 reason;
     __u64 step;
     __u64 headers[16]; // See narrow.bpf.h.

@@ -164,6 +164,11 @@ def test_totals_have_their_words_where_the_program_counts(types: Types) -> None:
         assert at[word.name.lower()] == 8 * word
 
 
+def test_a_place_is_called_as_the_program_calls_it(types: Types) -> None:
+    assert offsets(types, "place") == {"number": 0, "begun": 4}
+    assert layout.place_key(7, (5 << 32) + 9) == struct.pack("=II", 7, 9)
+
+
 @pytest.mark.parametrize(("name", "bounds"), [("connect_bucket", CONNECT_BUCKETS), ("session_bucket", SESSION_BUCKETS)])
 def test_histograms_have_the_bounds_of_those_in_user_space(name: str, bounds: tuple[float, ...]) -> None:
     body = SOURCE.partition(f" {name}(")[2].partition("}")[0]
@@ -189,6 +194,7 @@ def test_a_direction_is_read_as_the_program_writes_it(types: Types) -> None:
     found = bytes(value)
 
     assert at["way"] == 0
+    assert slice(at["begun"], at["begun"] + 8) == layout.BEGUN_PART
     assert layout.progress_of(found) == (State.ESTABLISHED, 100, 200, 300)
     assert layout.target_of(found) == 9
     assert layout.way_of(key, found) == (b"\xc0\0\2\4", b"\xc0\0\2\3")
